@@ -1,0 +1,1 @@
+"""The `orch` commands: parse, call, print. No logic."""

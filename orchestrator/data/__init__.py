@@ -1,0 +1,6 @@
+"""Index, shards, samplers, decoding, transforms, tokenising, loaders. Plain PyTorch and pyarrow: no Ray."""
+
+TRANSFORMS_VERSION = 1
+"""Raised when the same settings give other pixels or tokens."""
+READ_RULE_VERSION = 1
+"""Version of the rule by which `read: auto` chooses between block and exact shuffling."""

@@ -1,0 +1,1 @@
+"""Plan to results: ready queue, placement on Ray, warm workers, retries, cancel, leases, live view."""

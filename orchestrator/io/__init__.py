@@ -1,0 +1,1 @@
+"""Bytes: local disk, S3 and memory behind one small interface."""

@@ -1,0 +1,1 @@
+"""Artifacts, attempts, leases, the places of checkpoints and events, runs."""

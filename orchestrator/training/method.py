@@ -1,0 +1,124 @@
+"""What differs between training methods, and nothing else: the `Method` contract.
+
+The loop, data, precision, distribution, checkpoints, logging and resume are shared (training/). A method owns the trained modules,
+says what it wants to see of each sample (`views`), turns a micro-batch into features (`encode`, which gradient caching may run
+twice), features into named loss terms (`loss`, which gathers over ranks itself and is right at any number of them), and may act
+between steps and episodes. A method that needs less overrides less: plain CLIP is `encode` and `loss`.
+
+Tried on paper against the systems to come: TinyCLIP's learnable masks are a phase with two optimiser groups, whose end hook prunes
+the model and rebuilds the optimisers; ProtoCLIP's episodes are a `sampler` plus `on_episode_start`, which extracts features and
+clusters; A-CLIP asks for three image views with boxes and keeps its EMA tower in `on_step_start`; FLAME asks for text Embeddings
+by uid and has no text tower; LexVLA's sparse scores are its Model's `score`; the captioner's `encode` yields token logits and codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.models.interface import Model
+from orchestrator.recipe.schema import Config
+from orchestrator.training.types import Batch, Group, Phase, Views, World
+
+Features = Mapping[str, Tensor]
+"""What `encode` yields: name -> [rows of the micro-batch, ...]. Concatenated over micro-batches along the first axis."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Named weighted terms (their sum is minimised) and numbers that are only reported. Scalars, float32."""
+
+    terms: Mapping[str, Tensor]
+    reported: Mapping[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the weighted terms."""
+        return torch.stack(tuple(self.terms.values())).sum()
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a method is built from.
+
+    Attributes:
+        model: the model to train, already initialised (random, or inherited by the stage's `init`).
+        teacher: a frozen model in eval mode on the same device, or None.
+        total_samples: length of the training in samples.
+        batch: global batch.
+        world: ranks and device.
+        seed: of the stage.
+    """
+
+    model: Model
+    teacher: Model | None
+    total_samples: int
+    batch: int
+    world: World
+    seed: int
+
+
+class Method(nn.Module):
+    """Base of all methods. Registered sub-modules are what is checkpointed, moved and wrapped for distributed training."""
+
+    gradient_cache: ClassVar[bool] = True
+    """False where batch statistics forbid encoding in micro-batches."""
+
+    def __init__(self, config: Config, build: Build) -> None:
+        super().__init__()
+        self.config = config
+        self.world = build.world
+        self.model = build.model
+
+    def phases(self, total_samples: int) -> Sequence[Phase]:
+        """What is trained, for how long: consecutive shares of the training. Default: one phase, everything."""
+        return (Phase(name="train", until=total_samples),)
+
+    def sampler(self, spec: Any) -> Any | None:
+        """A sampler of its own, or None for the loop's shuffled epochs."""
+        return None
+
+    def views(self) -> Views:
+        """What it wants to see of each sample. Default: one augmented image, one caption."""
+        return Views()
+
+    def encode(self, batch: Batch) -> Features:
+        """One micro-batch to features. May be called twice on the same batch (gradient caching): no side effects."""
+        raise NotImplementedError
+
+    def loss(self, features: Features, state: Mapping[str, Any]) -> LossOutput:
+        """Features of this rank's whole batch to loss terms.
+
+        Gathers over `self.world` inside, with gradient, so that the mean over ranks of the back-propagated gradients equals the
+        gradient of the loss on the concatenated batch. `state` has `samples` (seen before this step) and `phase`.
+        """
+        raise NotImplementedError
+
+    def groups(self, phase: Phase) -> Sequence[Group]:
+        """Parameter groups of a phase. Default: all trainable parameters, weight decay on those of two or more dimensions."""
+        decay, plain = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                excluded = parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+                (plain if excluded else decay).append((name, parameter))
+        return (Group("decay", tuple(decay)), Group("no_decay", tuple(plain), weight_decay=0.0))
+
+    def on_phase_start(self, phase: Phase) -> None:
+        """May change the modules; optimisers are built after it."""
+
+    def on_phase_end(self, phase: Phase) -> None:
+        """For instance TinyCLIP's pruning; the next phase's optimisers are new."""
+
+    def on_step_start(self, samples: int) -> None:
+        """Before a step's first `encode`."""
+
+    def on_step_end(self, samples: int) -> None:
+        """After the optimiser's step: clamps, EMA."""
+
+    def result(self) -> Model:
+        """The Model this training makes (heads, masks and teachers left behind)."""
+        return self.model
