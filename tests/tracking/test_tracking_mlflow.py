@@ -1,0 +1,198 @@
+"""Runs, curves, models and lineage as MLflow shows them, written to a real SQLite back end through the spool."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from orchestrator.plan.types import Node, Plan, Resources
+from orchestrator.recipe.schema import Config, Dataset, Model, Report
+from orchestrator.store.artifacts import Manifest
+from orchestrator.tracking import spool
+from orchestrator.tracking.tracker import Tracker
+
+
+class Trains(Config):
+    outputs: ClassVar = {"default": Model}
+    learning_rate: float = 0.1
+    """Learning rate."""
+
+
+class Curates(Config):
+    outputs: ClassVar = {"default": Dataset}
+
+
+class Judges(Config):
+    outputs: ClassVar = {"default": Report}
+
+
+def node(name: str, kind: str, config: Config) -> Node:
+    return Node(name, kind, config, (), Resources(), {}, f"{name}-fingerprint", None)
+
+
+def manifest(stage: Node, metrics: dict[str, float], **inputs: Node) -> Manifest:
+    kinds = {"pairs": "Dataset"}
+    return Manifest(
+        kind=stage.kind,
+        fingerprint=str(stage.fingerprint),
+        attempt="a",
+        generation=1,
+        stage=stage.name,
+        run="r",
+        payload={},
+        inputs={
+            path: {
+                "artifact": kinds.get(source.name, "Model"),
+                "kind": source.kind,
+                "fingerprint": source.fingerprint,
+                "output": "default",
+                "content_digest": f"{source.name}-digest-" + "0" * 64,
+                "name": source.name,
+            }
+            for path, source in inputs.items()
+        },
+        files={},
+        content_digest="d",
+        metrics=metrics,
+        summary={"samples": 200},
+        provenance={},
+        started=1.0,
+        finished=2.0,
+        wall_s=1.0,
+    )
+
+
+PAIRS = node("pairs", "dataset", Curates())
+TEACHER = node("teacher", "pretrain", Trains())
+SMALL = node("small", "distill", Trains(learning_rate=0.2))
+SCORES = node("scores", "evaluate", Judges())
+PLAN = Plan("recipe-a", {n.name: n for n in (PAIRS, TEACHER, SMALL, SCORES)}, {"name": "recipe-a"})
+
+
+def report(samples: int, loss: float) -> dict:
+    return {"t": 1000.0 + samples, "type": "report", "samples": samples, "metrics": {"loss": loss}}
+
+
+def submission(run: str, store: str, *, losses: dict[int, float], cached: bool = False) -> None:
+    tracker = Tracker(store)
+    tracker.run_started(PLAN, run, {"commit": "abc", "dirty": False})
+    for stage, metrics, inputs in (
+        (PAIRS, {"pairs": 10.0}, {}),
+        (TEACHER, {"parameters": 5.0}, {"data": PAIRS}),
+        (SMALL, {"parameters": 2.0, "samples_per_s": 9.0}, {"data": PAIRS, "teacher": TEACHER}),
+        (SCORES, {"small/zeroshot.id.top1": 0.4, "teacher/zeroshot.id.top1": 0.5}, {"a": TEACHER, "b": SMALL, "d": PAIRS}),
+    ):
+        if not cached:
+            tracker.stage_started(stage)
+            if stage is SMALL:
+                for samples, loss in losses.items():
+                    tracker.stage_event(stage, report(samples, loss))
+        tracker.stage_finished(stage, manifest(stage, metrics, **inputs), cached=cached)
+    tracker.run_finished(ok=True)
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("ORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("orchestrator.tracking.tracker.start_delivery", lambda: None)
+    return MlflowClient(tracking_uri=spool.tracking_uri(str(tmp_path / "store")))
+
+
+def stage_run(client, fingerprint: str, role: str = "stage"):
+    ids = [e.experiment_id for e in client.search_experiments()]
+    query = f"tags.`orch.fingerprint` = '{fingerprint}' and tags.`orch.role` = '{role}'"
+    return [client.get_run(run.info.run_id) for run in client.search_runs(ids, query)]
+
+
+def test_compare_and_lineage_are_there_without_set_up(client, tmp_path):
+    from orchestrator.tracking.deliver import deliver
+
+    submission("run-1", str(tmp_path / "store"), losses={100: 2.0, 200: 1.0})
+    assert deliver()
+    assert spool.pending() == []
+
+    (small,) = stage_run(client, "small-fingerprint")
+    assert small.data.metrics["parameters"] == 2.0
+    assert small.data.metrics["samples_per_s"] == 9.0
+    assert small.data.metrics["zeroshot.id.top1"] == 0.4
+    assert small.data.params["learning_rate"] == "0.2"
+    assert small.info.status == "FINISHED"
+    assert [(p.step, p.value) for p in client.get_metric_history(small.info.run_id, "loss")] == [(100, 2.0), (200, 1.0)]
+
+    (teacher,) = stage_run(client, "teacher-fingerprint")
+    taught = client.get_logged_model(small.inputs.model_inputs[0].model_id)
+    assert taught.source_run_id == teacher.info.run_id
+    assert {m.key: m.value for m in taught.metrics}["zeroshot.id.top1"] == 0.5
+    assert teacher.inputs.dataset_inputs[0].dataset.name == "pairs"
+    assert teacher.outputs.model_outputs[0].model_id == taught.model_id
+    parent = client.get_run(small.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["orch.run"] == "run-1"
+
+
+def test_a_resumed_training_has_one_history_without_doubled_points(client, tmp_path):
+    from orchestrator.tracking.deliver import deliver
+
+    store = str(tmp_path / "store")
+    submission("run-1", store, losses={100: 2.0, 200: 1.0})
+    assert deliver()
+    submission("run-2", store, losses={100: 2.0, 200: 1.0, 300: 0.5})
+    assert deliver()
+
+    (own,) = stage_run(client, "small-fingerprint")
+    points = [(p.step, p.value) for p in client.get_metric_history(own.info.run_id, "loss")]
+    assert points == [(100, 2.0), (200, 1.0), (300, 0.5)]
+    assert own.data.tags["orch.run"] == "run-1"
+
+
+def test_a_cached_stage_is_a_child_that_points_to_its_own_run(client, tmp_path):
+    from orchestrator.tracking.deliver import deliver
+
+    store = str(tmp_path / "store")
+    submission("run-1", store, losses={100: 2.0})
+    submission("run-2", store, losses={}, cached=True)
+    assert deliver()
+
+    (own,) = stage_run(client, "small-fingerprint")
+    (pointing,) = stage_run(client, "small-fingerprint", role="pointing")
+    assert pointing.data.tags["orch.points_to"] == own.info.run_id
+    assert pointing.data.tags["orch.run"] == "run-2"
+    assert pointing.data.metrics["zeroshot.id.top1"] == 0.4
+    assert [m.model_id for m in pointing.outputs.model_outputs] == [m.model_id for m in own.outputs.model_outputs]
+
+
+def test_delivering_an_operation_twice_changes_nothing(client, tmp_path):
+    from orchestrator.tracking.deliver import Delivery
+
+    store = str(tmp_path / "store")
+    submission("run-1", store, losses={100: 2.0, 200: 1.0})
+    (folder,) = spool.pending()
+    Delivery(folder).step()
+    (folder / "cursor.json").unlink()  # as if the process had died before it could note what it had delivered
+    Delivery(folder).step()
+
+    (own,) = stage_run(client, "small-fingerprint")
+    assert len(client.get_metric_history(own.info.run_id, "loss")) == 2
+    assert len(own.outputs.model_outputs) == 1
+    assert len(client.search_runs([own.info.experiment_id])) == 5
+
+
+def test_nothing_is_lost_while_the_server_is_away(client, tmp_path, monkeypatch):
+    from orchestrator.tracking.deliver import deliver
+
+    store = str(tmp_path / "store")
+    submission("run-1", store, losses={100: 2.0})
+    (folder,) = spool.pending()
+    good = (folder / "header.json").read_text()
+    (folder / "header.json").write_text(good.replace(spool.tracking_uri(store), "http://127.0.0.1:9"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr("orchestrator.tracking.spool.Header.alive", lambda self: False)
+    assert not deliver(patience_s=0)
+    assert spool.pending() == [folder]
+    (folder / "header.json").write_text(good)
+    assert deliver()
+    assert len(stage_run(client, "small-fingerprint")) == 1
