@@ -58,6 +58,14 @@ class NotFiniteError(StageError):
         self.uids = uids
 
 
+class WorkerLost(OrchError):
+    """Another process or node that a stage computes on has died (a rank of a training): the stage is started again."""
+
+    def __init__(self, message: str, remedy: str = "", preempted: bool = False) -> None:
+        super().__init__(message, remedy)
+        self.preempted = preempted
+
+
 class LeaseLostError(OrchError):
     """Another process has taken over this stage; its former holder must stop and publish nothing."""
 

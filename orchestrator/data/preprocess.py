@@ -1,16 +1,54 @@
 """From encoded image bytes to pixels, and from captions to token ids: the two settings a Model carries with it.
 
-Images with alpha are composited on a background at decode time: fixed in evaluation, possibly random in training. Pixels stay
-uint8 until the training step or the evaluator normalises them on the device.
+Images with alpha are composited on a background at decode time: fixed in evaluation, possibly random in training. They are resized
+premultiplied, which is resizing the composited image but for rounding. Pixels stay uint8 until the training step or the evaluator
+normalises them on the device. `TRANSFORMS_VERSION` covers this file.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
+
+from orchestrator.errors import DataError, StageError
+
+WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def load(data: bytes) -> Image.Image:
+    """Encoded bytes to a decoded image of mode RGB, or RGBa (alpha, premultiplied). DataError if undecodable."""
+    try:
+        image = Image.open(BytesIO(data))
+        if image.mode in WITH_ALPHA or "transparency" in image.info:
+            return image.convert("RGBA").convert("RGBa")
+        return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's format plugins raise all sorts on bad bytes
+        reason = str(error).replace(repr(BytesIO), "").split(" <_io.")[0]
+        raise DataError(f"an image cannot be decoded: {reason or type(error).__name__}") from error
+
+
+def composite(image: Image.Image, background: Sequence[int]) -> np.ndarray:
+    """An image as `load` gives it, laid on a colour (0 to 255): [3, H, W] uint8."""
+    pixels = np.asarray(image)
+    if image.mode == "RGBa":
+        clear = 255 - pixels[..., 3:].astype(np.uint16)
+        laid = pixels[..., :3] + (clear * np.asarray(background, np.uint16) + 127) // 255
+        pixels = np.minimum(laid, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -29,12 +67,22 @@ class Preprocess:
     background: tuple[int, int, int] = (255, 255, 255)
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Encoded image to [3, H, W] uint8: composited, resized (bicubic, antialiased) and centre-cropped. DataError if undecodable."""
-        raise NotImplementedError
+        """Encoded image to [3, H, W] uint8: the shorter side resized to `image_size` (bicubic, antialiased), the centre cut out
+        and laid on the background. DataError if undecodable."""
+        image, size = load(data), self.image_size
+        width, height = image.size
+        short = min(width, height)
+        target = (size * width // short, size * height // short)
+        if target != image.size:
+            image = image.resize(target, Image.Resampling.BICUBIC)
+        left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
+        return composite(image.crop((left, top, left + size, top + size)), self.background)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 to float32, (x/255 - mean)/std, on the pixels' device."""
-        raise NotImplementedError
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -44,6 +92,50 @@ class Tokenizer:
     name: str = "clip-bpe"
     context_length: int = 77
 
+    def __post_init__(self) -> None:
+        if self.name != "clip-bpe":
+            raise StageError(f"unknown tokenizer '{self.name}'", "the one tokenizer there is, is 'clip-bpe'")
+
     def __call__(self, texts: Sequence[str], cut: bool = True) -> Tensor:
-        """Texts to [M, L] int64, zero-padded, L the longest of them when `cut`, else `context_length`."""
-        raise NotImplementedError
+        """Texts to [M, L] int64, zero-padded, L the longest of them when `cut`, else `context_length`.
+
+        A text that is too long loses its end, never its end-of-text token.
+        """
+        rows = [self._ids(text) for text in texts]
+        length = max(map(len, rows), default=0) if cut else self.context_length
+        tokens = np.zeros((len(rows), length), np.int64)
+        for row, ids in zip(tokens, rows):
+            row[: len(ids)] = ids
+        return torch.from_numpy(tokens)
+
+    def _ids(self, text: str) -> Sequence[int]:
+        ids = _encoded(text)
+        return ids if len(ids) <= self.context_length else (*ids[: self.context_length - 1], ids[-1])
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _encoded(text: str) -> tuple[int, ...]:
+    """Start token, byte pairs, end token."""
+    bpe = _bpe()
+    return (bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id)
+
+
+@functools.cache
+def _bpe() -> Any:
+    return _tokenizer_module().SimpleTokenizer()
+
+
+def _tokenizer_module() -> ModuleType:
+    """open_clip's tokenizer.py on its own: it needs nothing else of the package, whose import takes seconds and torchvision."""
+    if "open_clip.tokenizer" in sys.modules:
+        return sys.modules["open_clip.tokenizer"]
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        raise StageError("open_clip is not installed", "pip install open_clip_torch")
+    path = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

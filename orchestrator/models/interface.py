@@ -7,6 +7,7 @@ usual case: FILIP, LexVLA and FLAME differ, and evaluation must call it rather t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ class Model(nn.Module):
     """Base of all models. Legend: B images, M texts, L tokens, d features."""
 
     capabilities: ClassVar[frozenset[str]] = frozenset({"encode_image", "encode_text", "score"})
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> Model:
+        """The model that `structure()["config"]` describes, its weights yet to be loaded."""
+        raise NotImplementedError
 
     def structure(self) -> dict[str, Any]:
         """JSON that, with the weights, rebuilds this model on any machine: `{"class": "module:Class", "config": {...}}`."""

@@ -35,6 +35,7 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         allow_inf_nan=False,
+        validate_default=True,
     )
 
     version: ClassVar[int] = 1
@@ -178,7 +179,7 @@ class OneOf:
             raise PydanticCustomError(
                 "one_of_options",
                 "wrong options of {family} '{name}'",
-                {"family": self.table.family, "name": name, "errors": error.errors()},
+                {"family": self.table.family, "name": name, "config": self.table[name], "errors": error.errors()},
             ) from None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -190,14 +191,14 @@ class OneOf:
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        options = []
+        names, bodies = [], []
         for name in self.table:
-            body = self.table[name].model_json_schema()
-            options.append({"const": name, "description": (self.table[name].__doc__ or "").strip()})
-            options.append(
+            body = handler(self.table[name].__pydantic_core_schema__)  # lands in the shared $defs
+            names.append({"const": name, "description": (self.table[name].__doc__ or "").strip()})
+            bodies.append(
                 {"type": "object", "properties": {name: body}, "required": [name], "additionalProperties": False}
             )
-        return {"oneOf": options}
+        return {"anyOf": [*names, *bodies]}
 
 
 def walk(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:

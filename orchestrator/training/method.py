@@ -113,6 +113,17 @@ class Method(nn.Module):
     def on_phase_end(self, phase: Phase) -> None:
         """For instance TinyCLIP's pruning; the next phase's optimisers are new."""
 
+    def structure(self) -> Mapping[str, Any]:
+        """Plain values that tell what finished phases did to the modules' shapes (pruned widths); kept in checkpoints."""
+        return {}
+
+    def restore_phase(self, phase: Phase, structure: Mapping[str, Any]) -> None:
+        """Bring fresh modules into the shape they had in `phase`; the checkpoint's weights are loaded after it.
+
+        Default: what `on_phase_start` does (freezing, new heads), for a method whose phases do not change shapes.
+        """
+        self.on_phase_start(phase)
+
     def on_step_start(self, samples: int) -> None:
         """Before a step's first `encode`."""
 

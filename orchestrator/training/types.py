@@ -1,21 +1,25 @@
 """The values that pass between loop, method, data and checkpoints.
 
-Position is a number: `samples` seen so far, over all ranks. Schedules, intervals, phases, data order and random numbers are
-functions of (seed, purpose, samples), never of ranks, workers or steps done by this process.
+Position is a number: `samples` seen so far, over all ranks. Schedules, intervals, phases, data order and random
+numbers are functions of (seed, purpose, samples), never of ranks, workers or steps done by this process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orchestrator.data.batch import Batch, Views
 
-__all__ = ["Batch", "Group", "Phase", "Report", "TrainIO", "Views", "World"]
+if TYPE_CHECKING:
+    from orchestrator.training.config import TrainSettings
+
+__all__ = ["Batch", "Feed", "FitSpec", "Group", "LoaderFactory", "Phase", "Report", "TrainIO", "Views", "World"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """One point of the curves: metrics averaged since the last report, keyed by samples seen. The last one has `final` set."""
+    """One point of the curves: metrics averaged since the last report, at `samples` seen. The last one is `final`."""
 
     samples: int
     metrics: Mapping[str, float]
@@ -55,11 +59,41 @@ class Report:
     stopped: str | None = None
 
 
+class Feed(Protocol):
+    """Endless batches, and how long the loop has waited for them (data/loader.py's `Loader`)."""
+
+    wait_s: float
+
+    def __iter__(self) -> Iterator[Batch]:
+        """This rank's part of one global batch after another."""
+
+
+LoaderFactory = Callable[[int], AbstractContextManager[Feed]]
+"""From a position in samples, a multiple of the global batch, to the batches that follow."""
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """What one training is, besides its method and data.
+
+    Attributes:
+        settings: the stage's.
+        total_samples: length, a multiple of the global batch.
+        normalise: uint8 pixels [B, 3, H, W] to the model's normalised floats (Preprocess.normalise).
+    """
+
+    settings: TrainSettings
+    total_samples: int
+    normalise: Callable[[Tensor], Tensor]
+
+
 class TrainIO(Protocol):
     """The loop's doors to the outside, injected by whoever runs it (a stage under Ray, torchrun, a test)."""
 
     def save(self, samples: int, state: Mapping[str, Any]) -> None:
-        """Keep a checkpoint (rank 0 calls it; `state` is tensors and plain values)."""
+        """Keep a checkpoint (rank 0 calls it). `state` is tensors and plain values that change as soon as this
+        returns.
+        """
 
     def load(self) -> Mapping[str, Any] | None:
         """The last complete checkpoint's state, the same on all ranks, or None."""
@@ -67,7 +101,14 @@ class TrainIO(Protocol):
     def report(self, report: Report) -> None:
         """Take a point of the curves (rank 0)."""
 
+    def phase(self, name: str) -> None:
+        """A phase of the training begins (rank 0)."""
+
     def message(self, level: str, text: str) -> None:
         """A line for the person watching (rank 0)."""
 
-    should_stop: Callable[[], str | None]
+    def nonfinite(self, samples: int, uids: Sequence[str]) -> None:
+        """Keep the ids of a global batch whose loss or gradient was not finite (rank 0)."""
+
+    def should_stop(self) -> str | None:
+        """The reason to checkpoint and stop after this step, or None. Any rank's reason stops all."""

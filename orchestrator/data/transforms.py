@@ -1,0 +1,69 @@
+"""Training augmentation: a decoded image and eight random numbers to pixels.
+
+The crop is cut out and scaled in one bicubic, antialiased resize; transparent pixels are resized premultiplied (so no colour bleeds
+in from under them) and laid on the background last, which makes the background an augmentation of its own. All randomness comes in
+as numbers (data/draws.py): the function is pure. PIL and numpy only. `TRANSFORMS_VERSION` covers this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.recipe.schema import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Augment(Config):
+    """What is done to images in training."""
+
+    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = [0.9, 1.0]
+    """Smallest and largest share of the image's area that a crop keeps (CLIP: 0.9 to 1)."""
+    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.75, 1.3333333333333333]
+    """Smallest and largest width over height of a crop, before it is scaled to the square; 1 and 1 keep shapes."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of mirroring left and right. Captions that say left or right become wrong by it."""
+    background: Literal["white", "random"] = "white"
+    """What lies behind transparent pixels: white, or a random colour for each view."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is written [smallest, largest]; found [{low}, {high}]")
+        return self
+
+
+def augment(image: Image, size: int, config: Augment, draws: Sequence[float]) -> np.ndarray:
+    """One view of an image as loaded by `preprocess.load`: [3, size, size] uint8.
+
+    `draws`: eight uniforms in [0, 1), used for area, ratio, x, y, flip, and the background's red, green, blue.
+    A crop that would stick out of the image is narrowed to it (torchvision draws again instead).
+    """
+    from PIL import Image as pil
+
+    from orchestrator.data.preprocess import composite
+
+    area, ratio, x, y, flip, *colour = draws
+    width, height = image.size
+    share = config.scale[0] + area * (config.scale[1] - config.scale[0])
+    low, high = (math.log(r) for r in config.ratio)
+    shape = math.exp(low + ratio * (high - low))
+    crop_width = min(width, math.sqrt(share * width * height * shape))
+    crop_height = min(height, math.sqrt(share * width * height / shape))
+    left, top = x * (width - crop_width), y * (height - crop_height)
+    box = (left, top, min(width, left + crop_width), min(height, top + crop_height))
+    view = image.resize((size, size), pil.Resampling.BICUBIC, box=box)
+    if flip < config.flip:
+        view = view.transpose(pil.Transpose.FLIP_LEFT_RIGHT)
+    background = (255, 255, 255) if config.background == "white" else tuple(int(256 * c) for c in colour)
+    return composite(view, background)

@@ -1,0 +1,90 @@
+"""The local cluster's supervisor: starts Ray, records where it is, stops it when nobody has used it for a while.
+
+Runs detached, in a session of its own, as `python -m orchestrator.engine.cluster_main`. It is itself a Ray driver, so Ray's
+processes end with it, however it ends. "Used" means: another driver's job runs, or somebody touched `cluster.keep`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from orchestrator.engine import cluster
+
+POLL_S = 5.0
+
+
+def main() -> None:
+    """Run until idle or terminated. Exit code 0 at once when another supervisor lives."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--idle-s", type=float, required=True)
+    parser.add_argument("--num-cpus", type=int)
+    options = parser.parse_args()
+    directory = cluster.home()
+    if cluster.lock(directory) is None:
+        return
+    record = directory / "cluster.json"
+    record.unlink(missing_ok=True)
+    try:
+        own_job = _start_ray(directory, options.idle_s, options.num_cpus)
+        cluster.keep_alive()
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
+            signal.signal(number, lambda *_: stop.set())
+        _wait(stop, directory / "cluster.keep", own_job, options.idle_s)
+    finally:
+        record.unlink(missing_ok=True)
+        import ray
+
+        ray.shutdown()
+
+
+def _start_ray(directory: Path, idle_s: float, num_cpus: int | None) -> str:
+    """Start the head on free ports, its dashboard on the loopback address, record it, and give this driver's job id."""
+    started = time.time()
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        object_store_memory=cluster.object_store_bytes(),
+        log_to_driver=False,
+        configure_logging=False,
+        namespace="orch-cluster",
+    )
+    living = cluster.LocalCluster(
+        address=ray.get_runtime_context().gcs_address,
+        dashboard_url=f"http://{context.dashboard_url}",
+        pid=os.getpid(),
+        token_path=os.environ.get("RAY_AUTH_TOKEN_PATH", ""),
+        python_path=os.environ["PYTHONPATH"],
+        idle_s=idle_s,
+        started=started,
+    )
+    cluster.record(living, directory)
+    return ray.get_runtime_context().get_job_id()
+
+
+def _wait(stop: threading.Event, keep: Path, own_job: str, idle_s: float) -> None:
+    """Return when told to stop, or when nothing has used the cluster for `idle_s` seconds."""
+    from ray.util.state import list_jobs
+
+    while not stop.wait(POLL_S):
+        idle = time.time() - keep.stat().st_mtime
+        if idle < idle_s / 2:
+            continue
+        running = [job for job in list_jobs(filters=[("status", "=", "RUNNING")]) if job.job_id != own_job]
+        if running:
+            keep.touch()
+        elif idle > idle_s:
+            return
+
+
+if __name__ == "__main__":
+    main()

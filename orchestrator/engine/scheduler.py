@@ -1,0 +1,390 @@
+"""Runs a plan: the ready queue, side by side within a budget, with leases, retries, stops and publication.
+
+Plain Python that drives an `Executor`; it knows neither Ray nor torch, and everything it does is one pass of `_step`. A stage is
+taken up when its inputs are finished: its artifact may be there already; another submission may be making it (then its result is
+awaited); else its lease is acquired and a `Job` submitted. Each attempt has a lease generation of its own, so that what a lost
+worker still writes can never be mistaken. Only a live lease is published. A failed stage stops nothing but what needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from orchestrator.engine.claim import Claims
+from orchestrator.engine.job import Done, Job, JobInput, WorkerResult
+from orchestrator.engine.observe import FINAL, Observers, RunResult, StageStatus
+from orchestrator.engine.publish import manifest_of
+from orchestrator.engine.tail import Tail
+from orchestrator.errors import OrchError, UserError, WorkerLost
+from orchestrator.plan.types import Node, Plan, Resources
+from orchestrator.store.artifacts import Manifest, Store
+from orchestrator.store.leases import Lease
+from orchestrator.store.runs import Run
+
+MAX_CACHED_CHILDREN = 50
+"""Above so many cached stages tracking writes one table instead of a child run each."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What an executor can place in all."""
+
+    cpus: float
+    gpus: float = 0
+
+
+class Executor(Protocol):
+    """Where jobs run. One job a stage at a time; its end is reported once by `poll`."""
+
+    def capacity(self) -> Capacity:
+        """The budget."""
+
+    def submit(self, job: Job) -> None:
+        """Begin a job; returns at once."""
+
+    def poll(self, timeout_s: float) -> list[Done]:
+        """Jobs that ended since the last call; waits at most `timeout_s` for one."""
+
+    def stop(self, stage: str, reason: str) -> None:
+        """Make the stage's `should_stop` say `reason`."""
+
+    def kill(self, stage: str) -> None:
+        """End the job's process; `poll` reports it as died."""
+
+    def close(self) -> None:
+        """End all that is left."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Intervals in seconds and budgets. Retries after crashes are each stage's own setting."""
+
+    poll_s: float = 0.2
+    elsewhere_s: float = 2.0
+    """How often a stage that another submission makes is looked at."""
+    grace_s: float = 60.0
+    """From the request to stop until the process is ended."""
+    max_preemptions: int = 20
+    cancel_file_s: float = 2.0
+
+
+@dataclass
+class _Attempt:
+    """A stage at work here."""
+
+    job: Job
+    lease: Lease
+    need: Capacity
+    since: float
+    stop: str | None = None
+    stop_since: float = 0.0
+
+
+class Scheduler:
+    """One run of one plan. Call `run` once; `cancel` may be called from a signal handler."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        executor: Executor,
+        run: Run,
+        observers: Observers,
+        provenance: Callable[[Node], Mapping[str, Any]] = lambda node: {},
+        say: Callable[[str], None] = lambda text: None,
+        policy: Policy = Policy(),
+    ) -> None:
+        self.plan, self.store, self.executor, self.run_files = plan, store, executor, run
+        self.observers, self.provenance, self.say, self.policy = observers, provenance, say, policy
+        self.claims = Claims(store, run.id)
+        self.tail = Tail(store)
+        self.status = {n.name: StageStatus(n.name, n.kind, n.fingerprint) for n in plan.nodes.values()}
+        self.manifests: dict[str, Manifest] = {}
+        self._attempts: dict[str, _Attempt] = {}
+        self._preemptions: dict[str, int] = {}
+        self._next_look: dict[str, float] = {}
+        self._cancels = 0
+        self._dirty = True
+        self._next_cancel_look = 0.0
+
+    def cancel(self) -> None:
+        """Once: running stages checkpoint and stop. Twice: they are ended now."""
+        self._cancels += 1
+
+    def run(self) -> RunResult:
+        """Run until every stage is final."""
+        started = time.monotonic()
+        self._adopt_finished()
+        try:
+            while not all(s.state in FINAL for s in self.status.values()):
+                self._step()
+        finally:
+            self.executor.close()
+            self.claims.close()
+            self._save()
+        return RunResult(
+            self.run_files.id,
+            self.store.url,
+            dict(self.status),
+            dict(self.manifests),
+            time.monotonic() - started,
+            cancelled=self._cancels > 0,
+        )
+
+    def _step(self) -> None:
+        self._look_for_cancel()
+        if self._cancels:
+            self._cancel_stages()
+        else:
+            for node in self.plan.nodes.values():
+                self._consider(node)
+        for done in self.executor.poll(self.policy.poll_s):
+            self._ended(done)
+        self._watch()
+        for name, event in self.tail.poll():
+            self.observers.tell("stage_event", self.plan.nodes[name], event)
+        self.observers.tell("tick")
+        self._save()
+
+    # Taking up stages.
+
+    def _adopt_finished(self) -> None:
+        """Mark every stage whose artifact is there, in one go, so that observers know how many they are."""
+        found = {n.name: self.store.find(n.kind, n.fingerprint) for n in self.plan.nodes.values() if n.fingerprint}
+        cached = {name: manifest for name, manifest in found.items() if manifest is not None}
+        children = len(cached) <= MAX_CACHED_CHILDREN
+        for name, manifest in cached.items():
+            self._finished(self.plan.nodes[name], manifest, cached=True, children=children)
+
+    def _consider(self, node: Node) -> None:
+        """Take the stage up if it can be now."""
+        status = self.status[node.name]
+        if status.state not in ("waiting", "elsewhere") or time.monotonic() < self._next_look.get(node.name, 0.0):
+            return
+        lost = [name for name in node.upstream if self.status[name].state in ("failed", "skipped", "stopped")]
+        if lost:
+            self._set(node, state="skipped", reason=f"needs {lost[0]}")
+            return
+        if any(name not in self.manifests for name in node.upstream):
+            return
+        try:
+            need = self._need(node)
+            if need is not None:
+                self._take_up(node, need)
+        except Exception as error:
+            self._failed(node, error)
+
+    def _need(self, node: Node) -> Capacity | None:
+        """What the stage takes of the budget, or None while that is not free."""
+        capacity, wanted = self.executor.capacity(), node.resources
+        if wanted.gpus > capacity.gpus:
+            raise UserError(
+                f"stage '{node.name}' asks for {wanted.gpus:g} GPUs, the cluster has {capacity.gpus:g}",
+                f"use a cluster that has them, or `-s stages.{node.name}.resources.gpus={capacity.gpus:g}`",
+            )
+        need = Capacity(min(wanted.cpus, capacity.cpus), wanted.gpus)
+        used = [attempt.need for attempt in self._attempts.values()]
+        free_cpus = capacity.cpus - sum(n.cpus for n in used)
+        free_gpus = capacity.gpus - sum(n.gpus for n in used)
+        return need if need.cpus <= free_cpus + 1e-6 and need.gpus <= free_gpus + 1e-6 else None
+
+    def _take_up(self, node: Node, need: Capacity) -> None:
+        assert node.fingerprint is not None
+        manifest = self.store.find(node.kind, node.fingerprint)
+        lease = holder = None
+        if manifest is None:
+            lease, holder = self.claims.acquire(node.fingerprint)
+        if lease is not None:  # it may have been finished between the look and the lease
+            manifest = self.store.find(node.kind, node.fingerprint)
+            if manifest is not None:
+                self.claims.release(lease)
+        if manifest is not None:
+            self._finished(node, manifest, cached=True)
+        elif lease is None:
+            self._next_look[node.name] = time.monotonic() + self.policy.elsewhere_s
+            self.tail.follow(node.name, node.fingerprint)
+            if self.status[node.name].state != "elsewhere":
+                self._set(node, state="elsewhere", reason=f"{holder} is making it; its result will be used")
+        else:
+            self._submit(node, lease, need)
+
+    def _submit(self, node: Node, lease: Lease, need: Capacity) -> None:
+        resources = replace(node.resources, cpus=need.cpus)
+        job = self._job(node, lease, resources)
+        attempts = self.status[node.name].attempts + 1
+        reason = self.status[node.name].reason if attempts > 1 else ""
+        if need.cpus < node.resources.cpus:
+            reason = f"with {need.cpus:g} of the {node.resources.cpus:g} CPUs it asks for"
+        self._attempts[node.name] = _Attempt(job, lease, need, time.monotonic())
+        self.tail.follow(node.name, job.fingerprint)
+        began = self.status[node.name].started or time.time()
+        self._set(
+            node, state="running", reason=reason, generation=lease.generation, attempts=attempts, started=began
+        )
+        self.observers.tell("stage_started", node)
+        self.executor.submit(job)
+
+    def _job(self, node: Node, lease: Lease, resources: Resources) -> Job:
+        assert node.fingerprint is not None
+        inputs, external = {}, {}
+        for i in node.inputs:
+            if i.stage is None:
+                external[i.key] = str(i.external)
+            else:
+                up = self.plan.nodes[i.stage]
+                inputs[i.key] = JobInput(up.kind, str(up.fingerprint), i.output, i.stage)
+        kind = type(node.config)
+        return Job(
+            run=self.run_files.id,
+            stage=node.name,
+            kind=node.kind,
+            fingerprint=node.fingerprint,
+            generation=lease.generation,
+            attempt=f"{lease.generation:04d}-{self.run_files.id}",
+            config_class=f"{kind.__module__}:{kind.__qualname__}",
+            config=node.config.model_dump_json(by_alias=True),
+            inputs=inputs,
+            external=external,
+            resources=resources,
+            store=self.store.url,
+        )
+
+    # Ends.
+
+    def _ended(self, done: Done) -> None:
+        node, attempt = self.plan.nodes[done.stage], self._attempts.pop(done.stage)
+        lost = self.claims.lost(attempt.lease)
+        for _, event in self.tail.poll(done.stage):
+            self.observers.tell("stage_event", node, event)
+        try:
+            if done.result is None:
+                self._died(node, attempt, done)
+            elif lost:
+                self._taken_over(node)
+            elif isinstance(done.result.error, WorkerLost):
+                lost_worker = done.result.error
+                self._died(node, attempt, Done(node.name, None, lost_worker.message, lost_worker.preempted))
+            elif done.result.error is not None:
+                self._failed(node, done.result.error)
+            elif done.result.outcome is not None and done.result.outcome.stopped is not None:
+                self._stopped(node, attempt.stop or done.result.outcome.stopped)
+            else:
+                self._publish(node, attempt, done.result)
+        except Exception as error:
+            self._failed(node, error)
+        finally:
+            self.claims.release(attempt.lease)
+
+    def _publish(self, node: Node, attempt: _Attempt, result: WorkerResult) -> None:
+        manifest = manifest_of(
+            node,
+            attempt.job,
+            result,
+            upstream=self.manifests,
+            provenance={**self.provenance(node), **result.facts},
+            earlier_wall_s=self.tail.earlier_wall_s(node.name, attempt.job.generation),
+        )
+        self.claims.check(attempt.lease)
+        self._finished(node, self.store.commit(manifest), cached=False)
+
+    def _died(self, node: Node, attempt: _Attempt, done: Done) -> None:
+        """A worker process ended under its stage: go on from the last checkpoint, within the budgets."""
+        if attempt.stop is not None:
+            self._stopped(node, attempt.stop)
+            return
+        if done.preempted:
+            self._preemptions[node.name] = self._preemptions.get(node.name, 0) + 1
+        preemptions = self._preemptions.get(node.name, 0)
+        crashes = self.status[node.name].attempts - preemptions
+        retries = getattr(node.config, "retries", 0)
+        if preemptions > self.policy.max_preemptions or crashes > retries:
+            times = "once" if crashes + preemptions == 1 else f"{crashes + preemptions} times"
+            raise OrchError(
+                f"its worker process died {times}: {done.died}",
+                "it may have run out of memory: lower the batch or `micro_batch`; submitting again goes on",
+            )
+        cause = "was preempted" if done.preempted else "died"
+        self._set(node, state="waiting", reason=f"its worker {cause} ({done.died}); going on from the last checkpoint")
+
+    def _taken_over(self, node: Node) -> None:
+        self._set(node, state="waiting", reason="another submission has taken it over")
+
+    def _stopped(self, node: Node, reason: str) -> None:
+        if reason == "lease lost":
+            self._taken_over(node)
+        elif reason == "preempted":
+            self._preemptions[node.name] = self._preemptions.get(node.name, 0) + 1
+            self._set(node, state="waiting", reason="it was preempted; going on from the last checkpoint")
+        else:
+            self._set(node, state="stopped", reason=reason, remedy="submitting again goes on", finished=time.time())
+            self.observers.tell("stage_failed", node, reason, True)
+
+    def _finished(self, node: Node, manifest: Manifest, cached: bool, children: bool = True) -> None:
+        self.manifests[node.name] = manifest
+        self.tail.unfollow(node.name)
+        self._set(node, state="cached" if cached else "done", reason="", finished=time.time())
+        self.observers.tell("stage_finished", node, manifest, cached, children)
+
+    def _failed(self, node: Node, error: Exception) -> None:
+        """Nothing that a runner raises is tried again: it would be raised again."""
+        if isinstance(error, OrchError):
+            message, remedy = error.message, error.remedy
+        else:
+            message, remedy = str(error), f"`orch logs {self.run_files.id} {node.name}` shows where"
+        self.tail.unfollow(node.name)
+        self._set(node, state="failed", reason=message, remedy=remedy, finished=time.time())
+        self.observers.tell("stage_failed", node, message, False)
+
+    # Stops.
+
+    def _watch(self) -> None:
+        """Ask stages to stop that have lost their lease or their time, and end those that do not listen."""
+        now = time.monotonic()
+        for name, attempt in self._attempts.items():
+            if attempt.stop is None:
+                limit = getattr(self.plan.nodes[name].config, "time_limit_minutes", None)
+                if self.claims.lost(attempt.lease):
+                    self._stop(name, "lease lost")
+                elif limit is not None and now - attempt.since > limit * 60:
+                    self._stop(name, "time limit")
+            elif now - attempt.stop_since > self.policy.grace_s:
+                attempt.stop_since = float("inf")
+                self.executor.kill(name)
+
+    def _stop(self, name: str, reason: str) -> None:
+        attempt = self._attempts[name]
+        attempt.stop, attempt.stop_since = reason, time.monotonic()
+        self.executor.stop(name, reason)
+
+    def _look_for_cancel(self) -> None:
+        now = time.monotonic()
+        if not self._cancels and now >= self._next_cancel_look:
+            self._next_cancel_look = now + self.policy.cancel_file_s
+            if self.run_files.cancel_requested():
+                self._cancels = 1
+
+    def _cancel_stages(self) -> None:
+        for name, attempt in list(self._attempts.items()):
+            if attempt.stop is None:
+                self._stop(name, "cancelled")
+            if self._cancels > 1 and attempt.stop_since != float("inf"):
+                attempt.stop_since = float("inf")
+                self.executor.kill(name)
+        for name, status in self.status.items():
+            if status.state not in FINAL and name not in self._attempts:
+                self._set(self.plan.nodes[name], state="stopped", reason="cancelled", finished=time.time())
+
+    # Keeping and telling.
+
+    def _set(self, node: Node, **changes: Any) -> None:
+        self.status[node.name] = replace(self.status[node.name], **{"remedy": "", **changes})
+        self._dirty = True
+        self.observers.tell("stage_state", node, self.status[node.name])
+
+    def _save(self) -> None:
+        if self._dirty:
+            self._dirty = False
+            self.run_files.write_state(self.status)

@@ -1,0 +1,219 @@
+"""Does one `Job` in whatever process it is called in, and reports how it ended. The only caller of stages' runners.
+
+It opens the store, gives the stage a directory, events, checkpoints and a stop request, runs it, and uploads what it wrote as one
+attempt's files. It publishes nothing. Threads are set from the job's resources, never from the machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.engine.job import Job, WorkerResult
+from orchestrator.errors import OrchError
+from orchestrator.stages.base import StageContext
+from orchestrator.store.artifacts import Store
+from orchestrator.store.checkpoints import CheckpointStore
+from orchestrator.store.events import EventWriter, LogWriter
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+PACKAGES = ("torch", "open_clip_torch", "numpy", "pyarrow", "pillow", "ray", "obstore")
+"""Whose versions are kept in manifests."""
+SYSTEM_EVERY_S = 5.0
+
+ShouldStop = Callable[[], str | None]
+
+
+def run_stage(job: Job, should_stop: ShouldStop, capture: bool = True) -> WorkerResult:
+    """Do the job. Never raises: what the runner raised is in the result.
+
+    Args:
+        should_stop: None, or why to checkpoint and stop.
+        capture: send this process's output to the stage's log (only where the process has nothing else to say).
+    """
+    started, clock = time.time(), time.monotonic()
+    facts: dict[str, Any] = {}
+    try:
+        facts = _facts(job)
+        outcome, files = _run(job, should_stop, capture)
+        result = WorkerResult(outcome, files)
+    except OrchError as error:
+        result = WorkerResult(None, error=error, traceback=traceback.format_exc())
+    except Exception as error:
+        result = WorkerResult(None, error=_portable(error), traceback=traceback.format_exc())
+    return WorkerResult(
+        result.outcome, result.files, result.error, result.traceback, facts, started, time.monotonic() - clock
+    )
+
+
+def _run(job: Job, should_stop: ShouldStop, capture: bool) -> tuple[Any, Any]:
+    set_threads(job.resources.threads)
+    store = Store.open(job.store)
+    with ExitStack() as stack:
+        events = stack.enter_context(EventWriter(store.storage, job.fingerprint, job.generation))
+        logs = stack.enter_context(LogWriter(store.storage, job.fingerprint, job.generation))
+        if capture:
+            stack.enter_context(captured_output(logs.write))
+        stack.enter_context(system_events(events))
+        folder = stack.enter_context(attempt_directory(job.stage))
+        context = _context(job, store, events, folder, should_stop)
+        runner = load(type(context.config).runner)
+        set_threads(job.resources.threads)  # again: importing the runner may have brought torch in
+        try:
+            outcome = runner(context)
+        except Exception:
+            logs.write(traceback.format_exc().encode())
+            raise
+        if outcome.stopped is not None:
+            return outcome, {}
+        files = store.upload(job.kind, job.fingerprint, job.attempt, context.out, undeclared=outcome.undeclared)
+    return outcome, files
+
+
+def _context(job: Job, store: Store, events: EventWriter, folder: Path, should_stop: ShouldStop) -> StageContext:
+    inputs = {key: store.handle(i.kind, i.fingerprint, i.output) for key, i in job.inputs.items()}
+    for name in ("out", "scratch"):
+        (folder / name).mkdir()
+    return StageContext(
+        run_id=job.run,
+        stage=job.stage,
+        kind=job.kind,
+        fingerprint=job.fingerprint,
+        config=load(job.config_class).model_validate_json(job.config),
+        inputs=inputs,
+        input_names={**{key: i.name for key, i in job.inputs.items()}, **job.external},
+        store=store,
+        out=folder / "out",
+        scratch=folder / "scratch",
+        checkpoints=CheckpointStore(store.storage, job.fingerprint, job.generation),
+        resources=job.resources,
+        events=events,
+        should_stop=should_stop,
+    )
+
+
+def load(target: str) -> Any:
+    """The object that "module:name" stands for."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def set_threads(threads: int) -> None:
+    """Compute threads of this process, for libraries not loaded yet and for torch if it is."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def attempt_directory(stage: str) -> Iterator[Path]:
+    """A directory of this attempt's own, removed at the end; those that killed processes left behind are removed first."""
+    root = Path(tempfile.gettempdir()) / f"orch-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    for leftover in root.iterdir():
+        owner = leftover.name.split("-", 1)[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-{stage}-", dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def captured_output(write: Callable[[bytes], None]) -> Iterator[None]:
+    """Send what this process writes to stdout and stderr, also from C and from children, to `write` and where it went before."""
+    read_end, write_end = os.pipe()
+    saved = [os.dup(1), os.dup(2)]
+
+    def pump() -> None:
+        while chunk := os.read(read_end, 1 << 16):
+            os.write(saved[0], chunk)
+            write(chunk)
+
+    thread = threading.Thread(target=pump, name="output", daemon=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(write_end, 1)
+    os.dup2(write_end, 2)
+    os.close(write_end)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        thread.join(timeout=2)  # a child that outlives the stage may keep the pipe open
+        os.close(read_end)
+        if not thread.is_alive():
+            for descriptor in saved:
+                os.close(descriptor)
+
+
+@contextmanager
+def system_events(events: EventWriter) -> Iterator[None]:
+    """Emit what the process and the machine use, every few seconds."""
+    import psutil
+
+    process, over = psutil.Process(), threading.Event()
+    process.cpu_percent()
+
+    def watch() -> None:
+        while not over.wait(SYSTEM_EVERY_S):
+            metrics = {
+                "system/process_cpu_percent": process.cpu_percent(),
+                "system/process_memory_gb": process.memory_info().rss / 1e9,
+                "system/memory_percent": psutil.virtual_memory().percent,
+                "system/load": os.getloadavg()[0],
+            }
+            events.emit("system", metrics=metrics)
+
+    thread = threading.Thread(target=watch, name="system", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "threads": job.resources.threads,
+        "workers": job.resources.workers,
+        "cpus": job.resources.cpus,
+        "gpus": job.resources.gpus,
+    }
+
+
+def _portable(error: Exception) -> Exception:
+    """The error in a form that survives the way to another process: its type may not exist or not unpickle there."""
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,143 @@
+"""A picture of retrieval: captions, the drawing each belongs to, and the five that each model finds for it.
+
+The captions are drawn at random from one gallery, so that up to four are found by some model and the others by none;
+the picture says so, for it is a look at the models, not a measurement. Its bytes depend on library versions: never a
+declared file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.draws import integer
+from orchestrator.data.preprocess import Preprocess
+from orchestrator.evaluation import metrics
+from orchestrator.evaluation.encode import Encoded
+from orchestrator.evaluation.protocol import Gallery
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+TOP = 5
+CAPTIONS = 6
+FOUND = 4
+THUMB, GAP, MARGIN = 60, 6, 20
+TEXT_WIDTH = 190
+INK, GREY, LINE, RIGHT = (30, 34, 40), (110, 117, 126), (226, 229, 233), (22, 163, 74)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One model's answers: `top` [M, <=TOP] are places in the gallery, for each of its texts."""
+
+    name: str
+    top: np.ndarray
+
+
+def find(name: str, gallery: Gallery, encoded: Encoded) -> Found:
+    """The images a model finds for each text of a gallery."""
+    chunks = gallery.chunks(encoded, of_texts=True)
+    return Found(name, np.concatenate([metrics.best(scores, TOP) for _, scores in chunks]))
+
+
+def draw(gallery: Gallery, found: Sequence[Found], dataset: Dataset, seed: int, path: Path) -> None:
+    """Write the picture as PNG."""
+    from PIL import Image, ImageDraw
+
+    chosen = _choose(gallery, found, dataset, seed)
+    thumbs = _thumbs(gallery, found, dataset, chosen)
+    block = TOP * (THUMB + GAP) - GAP
+    left = MARGIN + TEXT_WIDTH + 2 * MARGIN + THUMB
+    width = left + len(found) * (block + 2 * MARGIN)
+    top, row = 92, THUMB + 18
+    image = Image.new("RGB", (width, top + len(chosen) * row + 44), "white")
+    pen = ImageDraw.Draw(image)
+    place = f"{gallery.split}, {gallery.style}" if gallery.style else gallery.split
+    pen.text((MARGIN, 16), f"Text to image: {len(gallery.rows):,} drawings ({place})", INK, _font(17, bold=True))
+    pen.text((MARGIN, 62), "caption", GREY, _font(13))
+    pen.text((left - 2 * MARGIN - THUMB + MARGIN, 62), "drawing", GREY, _font(13))
+    for number, model in enumerate(found):
+        x = left + number * (block + 2 * MARGIN) + MARGIN
+        share = (model.top == gallery.owner[:, None]).any(axis=1).mean()
+        pen.text((x, 44), model.name, INK, _font(15, bold=True))
+        pen.text((x, 64), f"right within {model.top.shape[1]}: {100 * share:.1f}%", GREY, _font(12))
+    for line, text in enumerate(chosen):
+        y = top + line * row
+        pen.line((MARGIN, y - 9, width - MARGIN, y - 9), LINE)
+        _wrapped(pen, (MARGIN, y), gallery.texts[text])
+        own = int(gallery.owner[text])
+        image.paste(thumbs[own], (left - MARGIN - THUMB, y))
+        for number, model in enumerate(found):
+            x = left + number * (block + 2 * MARGIN) + MARGIN
+            for place_, candidate in enumerate(model.top[text]):
+                spot = (x + place_ * (THUMB + GAP), y)
+                image.paste(thumbs[int(candidate)], spot)
+                if candidate == own:
+                    box = (spot[0] - 3, y - 3, spot[0] + THUMB + 2, y + THUMB + 2)
+                    pen.rounded_rectangle(box, radius=4, outline=RIGHT, width=3)
+    num_found = sum(_is_found(gallery, found, text) for text in chosen)
+    note = f"Drawn at random: {num_found} captions that some model gets right within {TOP}"
+    note += f", {len(chosen) - num_found} that none does." if num_found < len(chosen) else "."
+    pen.text((MARGIN, image.height - 32), f"{note}  Framed: right.", GREY, _font(12))
+    image.save(path, optimize=True)
+
+
+def _choose(gallery: Gallery, found: Sequence[Found], dataset: Dataset, seed: int) -> list[int]:
+    """Texts to show: the first in a random order, up to FOUND of them found by some model, CAPTIONS in all."""
+    uids = [dataset.uids[int(gallery.rows[owner])] for owner in gallery.owner]
+    order = sorted(range(len(uids)), key=lambda text: (integer(seed, "picture", uids[text]), text))
+    hits = [text for text in order if _is_found(gallery, found, text)]
+    misses = [text for text in order if not _is_found(gallery, found, text)]
+    shown = hits[: max(FOUND, CAPTIONS - len(misses))]
+    return shown + misses[: CAPTIONS - len(shown)]
+
+
+def _is_found(gallery: Gallery, found: Sequence[Found], text: int) -> bool:
+    return any(gallery.owner[text] in model.top[text] for model in found)
+
+
+def _thumbs(
+    gallery: Gallery, found: Sequence[Found], dataset: Dataset, chosen: Sequence[int]
+) -> dict[int, Image.Image]:
+    from PIL import Image
+
+    needed = {int(gallery.owner[text]) for text in chosen}
+    needed |= {int(candidate) for model in found for text in chosen for candidate in model.top[text]}
+    places = sorted(needed)
+    samples = dataset.read([int(gallery.rows[place]) for place in places])
+    decode = Preprocess(image_size=THUMB).decode
+    return {
+        place: Image.fromarray(np.ascontiguousarray(decode(sample.image).transpose(1, 2, 0)))
+        for place, sample in zip(places, samples)
+    }
+
+
+def _wrapped(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
+    """A caption in at most three lines, the last cut with an ellipsis."""
+    font, lines = _font(14), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if pen.textlength(longer, font) <= TEXT_WIDTH or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > 3:
+        lines = [*lines[:2], f"{lines[2]} …"]
+    while pen.textlength(lines[-1], font) > TEXT_WIDTH:
+        lines[-1] = f"{lines[-1][:-3]}…"
+    pen.multiline_text(at, "\n".join(lines), INK, font, spacing=4)
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib carries and which has far more scripts than Pillow's own."""
+    import matplotlib
+    from PIL import ImageFont
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

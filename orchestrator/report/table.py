@@ -1,0 +1,208 @@
+"""The final table: every model's size and speed, its figures with intervals and chance, and how it stands to others.
+
+Input is a Report artifact and, by its input key (`models.0`), the manifest metrics of each model it judged; nothing is
+computed here that is not in them. `load` gathers, `render` draws for a terminal of 100 columns, `table_json` gives the
+same as plain values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.store.artifacts import Handle
+
+MATRIX = 4
+"""Up to so many models each is compared with each; of more, each with the first only."""
+FIGURES_A_TABLE = 6
+"""Columns of figures that fit beside a name in 100 columns."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its name, training speed in samples/s where known, and its figures by name."""
+
+    name: str
+    samples_per_s: float | None
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A Report, opened.
+
+    Attributes:
+        rows: one a model, in the order of the stage's `models`.
+        measures: what was asked: name, split, label, ks, sizes, chance.
+        pairs: (model, against) by place -> figure -> difference and ratio with intervals.
+        intervals: level, samples, seed of the bootstrap.
+    """
+
+    rows: Sequence[Row]
+    measures: Sequence[Mapping[str, Any]]
+    pairs: Mapping[tuple[int, int], Mapping[str, Mapping[str, float | None]]]
+    intervals: Mapping[str, Any]
+
+
+def load(report: Handle, models: Mapping[str, Mapping[str, float]], names: Mapping[str, str] | None = None) -> Scores:
+    """Open a Report.
+
+    Args:
+        models: by input key (`models.0`), the metrics in that model's manifest; absent for external models.
+        names: by input key, what to call the models; default: what the manifest calls them.
+    """
+    record, paired = json.loads(report.read("metrics.json")), json.loads(report.read("paired.json"))
+    rows = []
+    for place, figures in enumerate(record["models"]):
+        key = f"models.{place}"
+        name = (names or {}).get(key) or report.manifest.inputs[key]["name"]
+        rows.append(Row(name, models.get(key, {}).get("samples_per_s"), figures))
+    pairs = {(pair["model"], pair["against"]): pair["figures"] for pair in paired["pairs"]}
+    return Scores(rows, record["measures"], pairs, record["intervals"])
+
+
+def render(scores: Scores) -> RenderableType:
+    """The tables for a terminal: models, zero-shot, retrieval, comparison; each measure with its sizes and chance."""
+    parts: list[RenderableType] = [Text("Models", style="bold"), _models(scores)]
+    groups = {"zeroshot": "Zero-shot classification, %", "retrieval": "Retrieval within one style, recall in %"}
+    for prefix, title in groups.items():
+        measures = [m for m in scores.measures if m["name"].startswith(f"{prefix}.")]
+        columns = [(m, k, c) for m in measures for k, c in zip(m["ks"], m["chance"]) if prefix == "zeroshot" or k == 1]
+        if columns:
+            parts.append(Text(f"\n{title}", style="bold"))
+        for start in range(0, len(columns), FIGURES_A_TABLE):
+            parts.append(_figures(scores, columns[start : start + FIGURES_A_TABLE]))
+        parts += [Text(f" {line}", style="dim") for line in _sizes(measures)]
+    parts += _comparison(scores)
+    level, samples = scores.intervals["level"], scores.intervals["samples"]
+    parts.append(
+        Text(
+            f"\n Under each figure its {level:.0%} interval: bootstrap over the samples, {samples:,} draws, the same "
+            "for all models.",
+            style="dim",
+        )
+    )
+    return Group(*parts)
+
+
+def table_json(scores: Scores) -> dict[str, Any]:
+    """The same as plain JSON values: shares between 0 and 1."""
+    return {
+        "models": [
+            {"name": row.name, "samples_per_s": row.samples_per_s, "figures": dict(row.figures)} for row in scores.rows
+        ],
+        "measures": [dict(measure) for measure in scores.measures],
+        "pairs": [
+            {"model": scores.rows[one].name, "against": scores.rows[other].name, "figures": dict(figures)}
+            for (one, other), figures in scores.pairs.items()
+        ],
+        "intervals": dict(scores.intervals),
+    }
+
+
+def _table() -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("model", overflow="fold", min_width=6, max_width=20)
+    return table
+
+
+def _models(scores: Scores) -> Table:
+    table = _table()
+    for header in ("parameters", "without token table", "training samples/s"):
+        table.add_column(header, justify="right")
+    for row in scores.rows:
+        speed = "-" if row.samples_per_s is None else f"{row.samples_per_s:,.0f}"
+        figures = row.figures
+        table.add_row(
+            Text(row.name),
+            _millions(figures["parameters"]),
+            _millions(figures["parameters_without_token_table"]),
+            speed,
+        )
+    return table
+
+
+def _figures(scores: Scores, columns: Sequence[tuple[Mapping[str, Any], int, float]]) -> Table:
+    table = _table()
+    for measure, k, _ in columns:
+        table.add_column(_header(measure, k), justify="right", no_wrap=True)
+    for row in scores.rows:
+        cells = []
+        for measure, k, _ in columns:
+            name = _name(measure, k)
+            low, high = row.figures[f"{name}.low"], row.figures[f"{name}.high"]
+            cells.append(Text.assemble(_percent(row.figures[name]), (f"\n{_percent(low)}-{_percent(high)}", "dim")))
+        table.add_row(Text(row.name), *cells)
+    chance = [Text(_percent(value, digits=2), style="dim") for _, _, value in columns]
+    table.add_row(Text("chance", style="dim"), *chance)
+    return table
+
+
+def _sizes(measures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sizes by split, once each: both directions of retrieval share them."""
+    lines = {}
+    for measure in measures:
+        sizes = measure["sizes"]
+        if "classes" in sizes:
+            line = f"{sizes['n']:,} images, {sizes['classes']:,} classes"
+            if sizes["without_class"]:
+                line += f", {sizes['without_class']:,} left out: their concept has no training cell"
+        else:
+            line = f"{sizes['images']:,} images, {sizes['texts']:,} captions"
+            if sizes["styles"] > 1:
+                line += f", in {sizes['styles']} styles of their own"
+        lines[measure["split"]] = f"{measure['split']}: {line}"
+    return list(lines.values())
+
+
+def _comparison(scores: Scores) -> list[RenderableType]:
+    """Ratios of one figure between models: the first zero-shot top-5 there is, else the first measure's largest k."""
+    if len(scores.rows) < 2:
+        return []
+    ranked = sorted(scores.measures, key=lambda m: not m["name"].startswith("zeroshot."))
+    measure = next((m for m in ranked if m["ks"]), None)
+    if measure is None:
+        return []
+    k = 5 if 5 in measure["ks"] else max(measure["ks"])
+    against = range(len(scores.rows)) if len(scores.rows) <= MATRIX else range(1)
+    table = _table()
+    for other in against:
+        table.add_column(Text(f"/ {scores.rows[other].name}"), justify="right", overflow="fold", max_width=20)
+    for one, row in enumerate(scores.rows):
+        cells = [_ratio(scores.pairs[one, other][_name(measure, k)]) if one != other else "" for other in against]
+        table.add_row(Text(row.name), *cells)
+    return [Text(f"\n{_header(measure, k)}: ratio of the row's to the column's, paired", style="bold"), table]
+
+
+def _name(measure: Mapping[str, Any], k: int) -> str:
+    return f"{measure['name']}.{measure['label']}{k}"
+
+
+def _header(measure: Mapping[str, Any], k: int) -> str:
+    if measure["label"] == "top":
+        return f"{measure['split']} top-{k}"
+    way = "image→text" if measure["name"].endswith("image_to_text") else "text→image"
+    return f"{measure['split']} {way} R@{k}"
+
+
+def _ratio(figure: Mapping[str, float | None]) -> Text:
+    if figure["ratio"] is None:
+        return Text("-")
+    low = "?" if figure["ratio.low"] is None else f"{figure['ratio.low']:.2f}"
+    high = "∞" if figure["ratio.high"] is None else f"{figure['ratio.high']:.2f}"
+    return Text.assemble(f"{figure['ratio']:.2f}", (f"\n{low}-{high}", "dim"))
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:,.2f} M"
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}"

@@ -1,0 +1,90 @@
+"""The settings every training has, whatever its method: length, batch, optimiser, schedule, precision, policies.
+
+The three training stage kinds inherit them, so recipes write `learning_rate:` directly under the stage. Position is
+counted in samples; `steps` and `epochs` are turned into samples once, when the training starts. Intervals are written
+in steps because people think in them; a step is always `batch` samples, however many ranks share it. No torch here:
+recipes are checked without it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.data.captions import CaptionPolicy
+from orchestrator.data.transforms import Augment
+from orchestrator.recipe.schema import Config, Execution
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class TrainSettings(Config):
+    """Length, batch, optimiser, schedule, precision and policies of a training."""
+
+    steps: Count | None = None
+    """Length in optimiser steps. Exactly one of `steps`, `samples`, `epochs` is given."""
+    samples: Count | None = None
+    """Length in samples seen, rounded up to whole batches."""
+    epochs: Positive | None = None
+    """Length in passes over the data (fractions allowed), rounded up to whole batches."""
+    batch: Count = 128
+    """Samples a step, over all workers. Contrastive losses see all of them as each other's negatives."""
+    micro_batch: Execution[Count | None] = None
+    """Samples encoded at once by one worker, to save memory; the loss still sees the whole batch. Default: all."""
+
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW, reached after the warm-up."""
+    weight_decay: NotNegative = 0.1
+    """Decoupled weight decay, on parameters of two or more dimensions (CLIP: 0.2)."""
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.98]
+    """AdamW's decay rates of the first and second moment."""
+    eps: Positive = 1e-6
+    """AdamW's denominator term."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 30
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear end at 0."""
+    clip_grad_norm: Positive | None = 5.0
+    """Largest global norm of the gradient; larger ones are scaled down. `null`: no clipping."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides initial weights, order of samples, augmentation, caption choice and dropout."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the encoders; losses and optimiser are always fp32. `auto`: bf16 with a GPU, else fp32."""
+    augment: Augment = Augment()
+    """What is done to images in training."""
+    captions: CaptionPolicy = CaptionPolicy()
+    """Which caption of a sample is seen."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When loss or gradient is not finite: stop, or skip the step. The batch's sample ids are kept either way."""
+    nonfinite_limit: Count = 10
+    """With `on_nonfinite: skip`, the number of skipped steps that is still accepted."""
+
+    report_every: Execution[Count] = 10
+    """Steps between two points of the curves."""
+    checkpoint_every: Execution[Count] = 100
+    """Steps between two checkpoints: the most work that a crash can cost."""
+    keep_checkpoints: Execution[Count] = 2
+    """Complete checkpoints kept while the stage runs."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("steps", "samples", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none of them"
+            raise ValueError(
+                f"exactly one of steps, samples, epochs is needed to say how long to train; found {found}"
+            )
+        return self
+
+    def total_samples(self, dataset_size: int) -> int:
+        """Length of the training in samples, a multiple of `batch`, on a data set of `dataset_size` samples."""
+        if self.steps is not None:
+            return self.steps * self.batch
+        wanted = self.samples if self.samples is not None else self.epochs * dataset_size
+        return math.ceil(wanted / self.batch) * self.batch

@@ -1,0 +1,11 @@
+"""Makes the toy kinds importable here and in the processes that the tests start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = str(Path(__file__).parent)
+sys.path.insert(0, HERE)
+os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (HERE, os.environ.get("PYTHONPATH")) if p)

@@ -1,0 +1,116 @@
+"""Toy stages for the engine's tests: quick, free of torch, and told by their configuration how to behave.
+
+What a stage did is left in a directory outside the store (`trace`), one file an execution, so that tests count executions also
+across killed processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from orchestrator.errors import StageError, UserError
+from orchestrator.plan.types import Input, Node, Plan
+from orchestrator.recipe.schema import Artifact, Dataset, Execution
+from orchestrator.stages.base import Outcome, StageConfig, StageContext
+
+
+class Toy(StageConfig):
+    """Writes its name and its inputs' content; `behaviour` is execution-only, so that it can change between submits."""
+
+    outputs: ClassVar[Mapping[str, type[Artifact]]] = {"default": Dataset}
+    runner: ClassVar[str] = "toy_kinds:run"
+
+    label: str
+    """Identity of the stage."""
+    behaviour: Execution[str] = "ok"
+    """ok | fails | user_error | bug | dies_once | waits_for_stop | waits_for_file"""
+    trace: Execution[str]
+    """Directory for marks."""
+
+
+def run(ctx: StageContext) -> Outcome:
+    """Behave as told."""
+    config = ctx.config
+    assert isinstance(config, Toy)
+    trace = Path(config.trace)
+    mark = trace / f"{ctx.stage}-{uuid.uuid4().hex}.started"
+    mark.write_text(str(os.getpid()))
+    died = trace / f"{ctx.stage}.died"
+    print(f"hello from {ctx.stage}", flush=True)
+    ctx.events.emit("progress", done=0, total=2, unit="samples")
+    behave(ctx, config.behaviour, trace, died)
+    ctx.events.emit("progress", done=2, total=2, unit="samples")
+    if (reason := ctx.should_stop()) is not None:
+        return Outcome(stopped=reason)
+    text = "+".join([config.label, *(handle.read("text").decode() for _, handle in sorted(ctx.inputs.items()))])
+    (ctx.out / "text").write_text(text)
+    (ctx.out / "when").write_text(str(time.time()))
+    mark.rename(mark.with_suffix(".finished"))
+    return Outcome(metrics={"length": float(len(text))}, undeclared=("when",))
+
+
+def behave(ctx: StageContext, behaviour: str, trace: Path, died: Path) -> None:
+    """The part that goes wrong."""
+    if behaviour == "fails":
+        raise StageError("the toy is broken", "buy another")
+    if behaviour == "user_error":
+        raise UserError("the toy was held wrongly")
+    if behaviour == "bug":
+        raise ValueError("no such toy")
+    if behaviour == "dies_once" and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "waits_for_stop":
+        wait(lambda: ctx.should_stop() is not None)
+    if behaviour == "waits_for_file":
+        wait(lambda: ctx.should_stop() is not None or (trace / "go").exists())
+
+
+def wait(condition, timeout_s: float = 60) -> None:
+    """Until the condition holds; AssertionError after the time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def count(trace: Path, stage: str, ending: str = "*") -> int:
+    """How often a stage's body was begun (`ending` "finished": and came to its end)."""
+    return len(list(trace.glob(f"{stage}-*.{ending}")))
+
+
+def plan(shape: Mapping[str, tuple[str, ...]], trace: Path, behaviours: Mapping[str, str] | None = None, **settings) -> Plan:
+    """A plan of toys: stage -> the stages it needs."""
+    import hashlib
+
+    nodes: dict[str, Node] = {}
+    for name, needs in shape.items():
+        config = Toy(
+            label=name, trace=str(trace), behaviour=(behaviours or {}).get(name, "ok"), **settings.get(name, {})
+        )
+        inputs = tuple(
+            Input(("needs", number), "Dataset", up, "default", None, "toy", nodes[up].fingerprint)
+            for number, up in enumerate(needs)
+        )
+        payload = {"label": name, "inputs": [i.fingerprint for i in inputs]}
+        fingerprint = hashlib.sha256(repr(payload).encode()).hexdigest()
+        nodes[name] = Node(name, "toy", config, inputs, config.resources.resolve(), payload, fingerprint)
+    return Plan("toys", nodes)
+
+
+SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
+    "one": {"a": ()},
+    "chain": {"a": (), "b": ("a",), "c": ("b",)},
+    "fork": {"a": (), "b": ("a",), "c": ("a",), "d": ("a",)},
+    "join": {"a": (), "b": (), "c": ("a", "b")},
+    "diamond": {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")},
+    "islands": {"a": (), "b": ("a",), "x": (), "y": ("x",)},
+}
+
+
