@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import webbrowser
 
 import click
 
+from orchestrator.cli import options
+
 
 @click.command()
-@click.option("--store", help="The store whose MLflow is shown; ORCH_STORE, else ./orch-store.")
+@options.store
 @click.option("--no-browser", is_flag=True, help="Only print the addresses.")
 def ui(store: str | None, no_browser: bool) -> None:
     """Open the Ray dashboard (past its token) and MLflow; the local cluster stays up until `orch cluster down`."""
@@ -17,7 +18,7 @@ def ui(store: str | None, no_browser: bool) -> None:
     from orchestrator.tracking.serve import serve
 
     click.echo("starting MLflow's page ...")
-    url = serve(store or os.environ.get("ORCH_STORE", "orch-store"))
+    url = serve(options.store_url(store))
     click.echo(f"MLflow: {url}")
     if no_browser:
         open_ui(say=click.echo, browser=lambda page: False)

@@ -1,5 +1,7 @@
 """Index, shards, samplers, decoding, transforms, tokenising, loaders. Plain PyTorch and pyarrow: no Ray."""
 
+INDEX_VERSION = 1
+"""Raised when the same shards give another index: other usable samples, uids, captions or labels."""
 TRANSFORMS_VERSION = 1
 """Raised when the same settings give other pixels or tokens."""
 READ_RULE_VERSION = 1

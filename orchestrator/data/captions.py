@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Slot = Literal["original", "generated", "keywords", "short", "long"]
 SLOTS: tuple[Slot, ...] = ("original", "generated", "keywords", "short", "long")
+UNKNOWN = "und"
+"""Language code of captions whose language nobody stated."""
 
 
 class CaptionPolicy(Config):
@@ -26,12 +28,12 @@ class CaptionPolicy(Config):
     slots: Annotated[dict[Slot, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"original": 1.0}
     """Relative weight of each kind of caption, for instance `{original: 1, keywords: 1}`."""
     lang: str | None = None
-    """Language code of the captions to draw from, for instance `en`. Default: any."""
+    """Language code of the captions to draw from, for instance `en`; those of unknown language count too. Default: any."""
 
 
 def choose(captions: Sequence[Caption], policy: CaptionPolicy, draw: float) -> str:
     """The text of one caption, by a uniform number in [0, 1); the primary one comes first in `captions`."""
-    wanted = [c for c in captions if c.slot in policy.slots and policy.lang in (None, c.lang)]
+    wanted = [c for c in captions if c.slot in policy.slots and (policy.lang is None or c.lang in (policy.lang, UNKNOWN))]
     if not wanted:
         return captions[0].text
     sharing = {slot: sum(c.slot == slot for c in wanted) for slot in policy.slots}

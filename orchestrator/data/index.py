@@ -9,7 +9,7 @@ shard, so shards can be indexed anywhere in any order; `merge` numbers equal pai
 - sample digest: SHA-256 over every member in suffix order (suffix, NUL, SHA-256 of the bytes): what the json says counts too.
 - content digest: SHA-256 over (uid | sample digest) in uid order: neither shard names nor sample order count.
 
-Whatever is left out is counted with its reason. `INDEX_VERSION` is raised when the same bytes give another index.
+Whatever is left out is counted with its reason. `INDEX_VERSION` (orchestrator/data) is raised when the same bytes give another index.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from orchestrator.data.captions import SLOTS
-from orchestrator.data.tables import FORMATS, LABELS, schemas, write_table
+from orchestrator.data import INDEX_VERSION
+from orchestrator.data.captions import SLOTS, UNKNOWN
+from orchestrator.data.tables import FORMATS, LABELS, bytes_column, schemas, write_table
 from orchestrator.io.storage import Storage
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-INDEX_VERSION = 1
 IMAGE_SUFFIXES = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 EXAMPLES = 5
 READ_BYTES = 8 << 20
@@ -229,7 +229,7 @@ def _captions(primary: str, facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """The primary caption, then those that the json has under `captions` (or, for keywords, beside it) by slot."""
     given = facts.get("captions")
     given = given if isinstance(given, dict) else {}
-    lang = _text(facts.get("lang")) or "und"
+    lang = _text(facts.get("lang")) or UNKNOWN
     found = [{"slot": "original", "lang": lang, "text": primary}]
     for slot in SLOTS[1:]:
         value = given.get(slot, facts.get(slot) if slot == "keywords" else None)
@@ -297,23 +297,27 @@ def merge(parts: Sequence[Callable[[], pa.Table]], out: Path) -> dict[str, Any]:
     Returns rows, content digest, column groups, and what was left out. Holds 64 bytes a sample in memory (12 million: 0.8 GB).
     """
     import numpy as np
+    import pyarrow as pa
 
-    uids, samples, dropped, has_labels = [], [], Dropped(), False
+    uids, samples, dropped, labels = [], [], Dropped(), set()
     for part in parts:
         table = part()
         dropped.merge(json.loads(table.schema.metadata[b"dropped"]))
-        has_labels = has_labels or any(table[label].null_count < len(table) for label in LABELS)
-        uids.append(_bytes_column(table["uid"], 16))
-        samples.append(_bytes_column(table["sample_digest"], 32))
+        labels.update(label for label in LABELS if table[label].null_count < len(table))
+        uids.append(bytes_column(table["uid"], 16))
+        samples.append(bytes_column(table["sample_digest"], 32))
     before = [len(u) for u in uids]
     uid = np.concatenate([*uids, np.empty((0, 16), np.uint8)])
     counts = _equal_before(uid)
     renumbered = {int(row): int(counts[row]) for row in np.flatnonzero(counts)}
-    groups = {g: s for g, s in schemas().items() if has_labels or g != "labels"}
+    groups = schemas()
+    unknown = [label for label in LABELS if label not in labels]
+    groups["labels"] = pa.schema([field for field in groups["labels"] if field.name not in unknown])
+    groups = {group: schema for group, schema in groups.items() if len(schema)}
     for group, schema in groups.items():
         pieces = (_final(part(), shard, sum(before[:shard]), renumbered) for shard, part in enumerate(parts))
         write_table(out / f"{group}.parquet", pieces if group == "index" else (p() for p in parts), schema)
-    uid = _bytes_column(_read_uids(out / "index.parquet"), 16)
+    uid = bytes_column(_read_uids(out / "index.parquet"), 16)
     digest = content_digest(uid, np.concatenate([*samples, np.empty((0, 32), np.uint8)]))
     columns = {group: f"{group}.parquet" for group in groups if group != "index"}
     return {"rows": len(uid), "content_digest": digest, "columns": columns, "dropped": dropped.as_json()}
@@ -360,11 +364,3 @@ def _read_uids(path: Path) -> pa.ChunkedArray:
     import pyarrow.parquet as pq
 
     return pq.read_table(path, columns=["uid"])["uid"]
-
-
-def _bytes_column(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A fixed-size binary column without nulls as [n, width] uint8."""
-    import numpy as np
-
-    chunks = [np.frombuffer(c.buffers()[1], np.uint8)[c.offset * width :][: len(c) * width] for c in column.chunks]
-    return np.concatenate([*chunks, np.empty(0, np.uint8)]).reshape(-1, width)

@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.data.index import INDEX_VERSION
+from orchestrator.data import INDEX_VERSION
 from orchestrator.errors import Cancelled, DataError, UserError
 from orchestrator.io.storage import Info, Storage
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 ROW_GROUP = 65536
@@ -52,3 +53,13 @@ def write_table(path: Path, pieces: Iterable[pa.Table], schema: pa.Schema) -> No
                 waiting = waiting.slice(full)
         if len(waiting):
             writer.write_table(waiting, row_group_size=ROW_GROUP)
+
+
+def bytes_column(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A fixed-size binary column without nulls as [n, width] uint8."""
+    import numpy as np
+
+    chunks = [
+        np.frombuffer(c.buffers()[1], np.uint8)[c.offset * width :][: len(c) * width] for c in column.chunks if len(c)
+    ]
+    return np.concatenate([*chunks, np.empty(0, np.uint8)]).reshape(-1, width)

@@ -1,7 +1,8 @@
 """Lets `import open_clip` work where torchvision was built for another torch (a CUDA wheel beside CPU torch).
 
-Such a torchvision cannot load its C++ library, and its import then fails because it describes two operators that the library
-would have declared: "operator torchvision::nms does not exist". Declaring their schemas is enough; nothing here ever calls them.
+Such a torchvision cannot load its C++ library, and its import then fails because it describes two operators that the
+library would have declared: "operator torchvision::nms does not exist". Declaring their schemas is enough; nothing
+here ever calls them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ SCHEMAS = {
 
 
 def declare_missing_torchvision_operators() -> tuple[str, ...]:
-    """Declare the operators that the installed torchvision needs and cannot bring itself; their names (none if it is whole).
+    """Declare the operators that the installed torchvision needs and cannot bring itself; their names (none if it is
+    whole).
 
     Call it just before importing open_clip or torchvision. Calling it again does nothing.
     """

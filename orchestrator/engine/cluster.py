@@ -1,9 +1,10 @@
 """The Ray cluster a run uses: `RAY_ADDRESS` if set, else this user's local cluster, started when there is none.
 
-The local cluster belongs to a supervisor process of its own (cluster_main.py), not to the run, so that a second submit connects
-in a second and the dashboard stays open between runs. The supervisor holds a lock on `<ORCH_HOME>/cluster.lock` as long as it
-lives; `cluster.json` beside it says where the cluster is and counts only while that lock is held. It ends after an idle time or
-by `down()`. Token authentication is on: the token is the one Ray would use, else one of our own in ORCH_HOME.
+The local cluster belongs to a supervisor process of its own (cluster_main.py), not to the run, so that a second submit
+connects in a second and the dashboard stays open between runs. The supervisor holds a lock on
+`<ORCH_HOME>/cluster.lock` as long as it lives; `cluster.json` beside it says where the cluster is and counts only
+while that lock is held. It ends after an idle time or by `down()`. Token authentication is on: the token is the one
+Ray would use, else one of our own in ORCH_HOME.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class LocalCluster:
 
 @dataclass(frozen=True)
 class Connection:
-    """A driver's connection: the GCS address, the dashboard's URL (None if there is none), and whether the cluster is ours."""
+    """A driver's connection: GCS address, the dashboard's URL if it has one, and the local cluster if it is that."""
 
     address: str
     dashboard_url: str | None
@@ -97,7 +98,7 @@ def record(cluster: LocalCluster, directory: Path) -> None:
 
 
 def token_path() -> Path:
-    """The file of the authentication token: `RAY_AUTH_TOKEN_PATH`, else Ray's own, else one in ORCH_HOME, made if absent."""
+    """The authentication token's file: `RAY_AUTH_TOKEN_PATH`, else Ray's own, else one in ORCH_HOME, made if absent."""
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return Path(named).expanduser().absolute()
     ray_default = Path.home() / ".ray" / "auth_token"
@@ -127,7 +128,10 @@ def token_value(cluster: LocalCluster) -> str:
 
 
 def object_store_bytes() -> int:
-    """Size of the object store: 400 MB, or less where shared memory is small. Data pass through files, not through it."""
+    """Size of the object store: 400 MB, or less where shared memory is small.
+
+    Data pass through files, not through it.
+    """
     try:
         facts = os.statvfs("/dev/shm")
         room = facts.f_bavail * facts.f_frsize
@@ -139,7 +143,10 @@ def object_store_bytes() -> int:
 def start(
     progress: Progress = lambda text: None, num_cpus: int | None = None, idle_minutes: float = IDLE_MINUTES
 ) -> LocalCluster:
-    """Start the local cluster, or wait for the one that somebody is starting. OrchError with the log's end if it fails."""
+    """Start the local cluster, or wait for the one that somebody is starting.
+
+    OrchError with the log's end if it fails.
+    """
     directory = home()
     directory.mkdir(parents=True, exist_ok=True)
     token = token_path()
@@ -161,7 +168,9 @@ def start(
             break
         time.sleep(0.1)
     end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise OrchError(f"the local Ray cluster did not start; the end of {log}:\n{end}", "run `orch doctor`, then try again")
+    raise OrchError(
+        f"the local Ray cluster did not start; the end of {log}:\n{end}", "run `orch doctor`, then try again"
+    )
 
 
 def connect(progress: Progress = lambda text: None, num_cpus: int | None = None) -> Connection:
@@ -218,7 +227,10 @@ def down(timeout_s: float = 30) -> bool:
 
 
 def _runtime_env(address: str, local: LocalCluster | None) -> dict[str, Any] | None:
-    """How the workers get this package. None where they import it anyway: a runtime environment costs a second a worker."""
+    """How the workers get this package.
+
+    None where they import it anyway: a runtime environment costs a second a worker.
+    """
     if local is not None:
         return None if local.python_path == python_path() else {"env_vars": {"PYTHONPATH": python_path()}}
     host = address.removeprefix("ray://").rpartition(":")[0] if ":" in address else address

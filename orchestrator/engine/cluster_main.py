@@ -1,7 +1,8 @@
 """The local cluster's supervisor: starts Ray, records where it is, stops it when nobody has used it for a while.
 
-Runs detached, in a session of its own, as `python -m orchestrator.engine.cluster_main`. It is itself a Ray driver, so Ray's
-processes end with it, however it ends. "Used" means: another driver's job runs, or somebody touched `cluster.keep`.
+Runs detached, in a session of its own, as `python -m orchestrator.engine.cluster_main`. It is itself a Ray driver, so
+Ray's processes end with it, however it ends. "Used" means: another driver's job runs, or somebody touched
+`cluster.keep`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def _start_ray(directory: Path, idle_s: float, num_cpus: int | None) -> str:
-    """Start the head on free ports, its dashboard on the loopback address, record it, and give this driver's job id."""
+    """Start the head on free ports, its dashboard on the loopback address, and record it; this driver's job id."""
     started = time.time()
     import ray
 

@@ -38,6 +38,12 @@ def _safely(check: Callable[[], Check]) -> Check:
         return Check(check.__name__.strip("_"), "error", f"{type(error).__name__}: {error}")
 
 
+def gpu_count() -> int:
+    """NVIDIA GPUs of this machine, as the driver lists them."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
 def _python() -> Check:
     return Check("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
 
@@ -94,7 +100,7 @@ def _ports() -> Check:
 
 
 def _gpu() -> Check:
-    if not (Path("/proc/driver/nvidia/gpus").is_dir() or shutil.which("nvidia-smi")):
+    if not gpu_count():
         return Check("gpu", "ok", "none; training uses the CPU in fp32")
     import torch
 

@@ -1,10 +1,11 @@
-"""Makes external data known before a plan can have fingerprints: indexing as a named Ray task that shows how far it is."""
+"""Makes external data known before a plan can have fingerprints: indexing as a named Ray task that shows how far it
+is.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-
 
 POLL_S = 0.3
 
@@ -36,7 +37,10 @@ class Indexer:
 
 
 def index_on_ray(store_url: str, source: str, say: Callable[[str], None], cancelled: Callable[[], bool]) -> str:
-    """Index a source in a Ray worker; its content digest. What `prepare` raises is raised; Cancelled when asked to stop."""
+    """Index a source in a Ray worker.
+
+    Its content digest. What `prepare` raises is raised; Cancelled when asked to stop.
+    """
     import ray
 
     actor = ray.remote(Indexer).options(num_cpus=1, max_concurrency=3).remote()
@@ -67,5 +71,3 @@ def index_here(store_url: str, source: str, say: Callable[[str], None], cancelle
     digest = prepare(source, Store.open(store_url), cancel=cancelled)
     say(f"indexed {source} in {time.monotonic() - started:.1f} s")
     return digest
-
-

@@ -1,8 +1,9 @@
-"""What passes between the engine and the process that works: `Job` there, `WorkerResult` back. Small, picklable, free of torch and Ray.
+"""What passes between the engine and the process that works: `Job` there, `WorkerResult` back. Small, picklable, free
+of torch and Ray.
 
-A job names things (store, artifacts by fingerprint, classes by import string) and carries the configuration as JSON, so it means
-the same in every process and can be read by a person. Publication is not in it: the worker uploads an attempt's files, the
-engine, which holds the lease, makes them the artifact.
+A job names things (store, artifacts by fingerprint, classes by import string) and carries the configuration as JSON,
+so it means the same in every process and can be read by a person. Publication is not in it: the worker uploads an
+attempt's files, the engine, which holds the lease, makes them the artifact.
 """
 
 from __future__ import annotations

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import subprocess
 import time
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.job import Job, WorkerResult
 from orchestrator.plan.types import Node
 from orchestrator.store.artifacts import Manifest, content_digest
-
-MAX_DIFF_BYTES = 200_000
+from orchestrator.store.provenance import provenance, source_digest
 
 
 def manifest_of(
@@ -25,7 +20,10 @@ def manifest_of(
     upstream: Mapping[str, Manifest],
     earlier_wall_s: float,
 ) -> Manifest:
-    """The manifest of an uploaded attempt. `earlier_wall_s`: seconds of earlier generations that this one went on from."""
+    """The manifest of an uploaded attempt.
+
+    `earlier_wall_s`: seconds of earlier generations that this one went on from.
+    """
     assert result.outcome is not None
     assert node.payload is not None
     inputs = {}
@@ -52,7 +50,7 @@ def manifest_of(
         content_digest=content_digest(result.files),
         metrics=result.outcome.metrics,
         summary=result.outcome.summary,
-        provenance={**code(), **result.facts, "sources": sources(tuple(getattr(type(node.config), "sources", ())))},
+        provenance={**code(), **result.facts, "sources": sources(node.config)},
         started=result.started,
         finished=time.time(),
         wall_s=result.wall_s + earlier_wall_s,
@@ -61,17 +59,10 @@ def manifest_of(
 
 @cache
 def code() -> Mapping[str, Any]:
-    """Commit of this package's repository, whether it was changed since, and the changes. Empty outside a repository."""
-    root = Path(__file__).resolve().parents[2]
+    """Commit and changes of the code that runs here, looked up once."""
+    return provenance()
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
 
-    try:
-        commit = git("rev-parse", "HEAD").strip()
-        diff = git("diff", "HEAD", "--", "orchestrator")
-        untracked = git("ls-files", "--others", "--exclude-standard", "--", "orchestrator").split()
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit, "dirty": bool(diff or untracked), "diff": diff[:MAX_DIFF_BYTES], "untracked": untracked}
+def sources(config: object) -> dict[str, str]:
+    """Digests of the packages whose code decides a stage's result."""
+    return {package: source_digest(package) for package in getattr(type(config), "sources", ())}

@@ -1,9 +1,9 @@
 """Jobs as named tasks of warm Ray actors.
 
-An actor takes a second to come up and then serves one stage after another of the same needs; its task bears the stage's name, so
-that the stage is found in Ray's dashboard. A one-worker stage computes in its actor, which reserves the stage's CPUs and GPUs. A
-stage of several workers only drives Ray Train from its actor, which reserves nothing: the trainer reserves for its workers.
-Idle actors give way when what they reserve is needed, and after a while in any case.
+An actor takes a second to come up and then serves one stage after another of the same needs; its task bears the
+stage's name, so that the stage is found in Ray's dashboard. A one-worker stage computes in its actor, which reserves
+the stage's CPUs and GPUs. A stage of several workers only drives Ray Train from its actor, which reserves nothing: the
+trainer reserves for its workers. Idle actors give way when what they reserve is needed, and after a while in any case.
 """
 
 from __future__ import annotations

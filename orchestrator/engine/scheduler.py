@@ -1,27 +1,28 @@
 """Runs a plan: the ready queue, side by side within a budget, with leases, retries, stops and publication.
 
-Plain Python that drives an `Executor`; it knows neither Ray nor torch, and everything it does is one pass of `_step`. A stage is
-taken up when its inputs are finished: its artifact may be there already; another submission may be making it (then its result is
-awaited); else its lease is acquired and a `Job` submitted. Each attempt has a lease generation of its own, so that what a lost
-worker still writes can never be mistaken. Only a live lease is published. A failed stage stops nothing but what needs it.
+Plain Python that drives an `Executor`; it knows neither Ray nor torch, and everything it does is one pass of `_step`.
+A stage is taken up when its inputs are finished: its artifact may be there already; another submission may be making
+it (then its result is awaited); else its lease is acquired and a `Job` submitted. Each attempt has a lease generation
+of its own, so that what a lost worker still writes can never be mistaken. Only a live lease is published. A failed
+stage stops nothing but what needs it.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.engine.claim import Claims
 from orchestrator.engine.job import Done, Job, JobInput, WorkerResult
 from orchestrator.engine.observe import FINAL, Observers, RunResult, StageStatus
 from orchestrator.engine.publish import manifest_of
 from orchestrator.engine.tail import Tail
-from orchestrator.errors import OrchError, UserError, WorkerLost
+from orchestrator.errors import LeaseLostError, OrchError, UserError, WorkerLost
 from orchestrator.plan.types import Node, Plan, Resources
 from orchestrator.store.artifacts import Manifest, Store
-from orchestrator.store.leases import Lease
+from orchestrator.store.leases import Held, Lease, acquire
 from orchestrator.store.runs import Run
 
 MAX_CACHED_CHILDREN = 50
@@ -93,13 +94,10 @@ class Scheduler:
         executor: Executor,
         run: Run,
         observers: Observers,
-        provenance: Callable[[Node], Mapping[str, Any]] = lambda node: {},
-        say: Callable[[str], None] = lambda text: None,
         policy: Policy = Policy(),
     ) -> None:
         self.plan, self.store, self.executor, self.run_files = plan, store, executor, run
-        self.observers, self.provenance, self.say, self.policy = observers, provenance, say, policy
-        self.claims = Claims(store, run.id)
+        self.observers, self.policy = observers, policy
         self.tail = Tail(store)
         self.status = {n.name: StageStatus(n.name, n.kind, n.fingerprint) for n in plan.nodes.values()}
         self.manifests: dict[str, Manifest] = {}
@@ -123,7 +121,8 @@ class Scheduler:
                 self._step()
         finally:
             self.executor.close()
-            self.claims.close()
+            for attempt in self._attempts.values():
+                attempt.lease.release()
             self._save()
         return RunResult(
             self.run_files.id,
@@ -194,22 +193,31 @@ class Scheduler:
     def _take_up(self, node: Node, need: Capacity) -> None:
         assert node.fingerprint is not None
         manifest = self.store.find(node.kind, node.fingerprint)
-        lease = holder = None
-        if manifest is None:
-            lease, holder = self.claims.acquire(node.fingerprint)
-        if lease is not None:  # it may have been finished between the look and the lease
-            manifest = self.store.find(node.kind, node.fingerprint)
-            if manifest is not None:
-                self.claims.release(lease)
         if manifest is not None:
             self._finished(node, manifest, cached=True)
-        elif lease is None:
-            self._next_look[node.name] = time.monotonic() + self.policy.elsewhere_s
-            self.tail.follow(node.name, node.fingerprint)
-            if self.status[node.name].state != "elsewhere":
-                self._set(node, state="elsewhere", reason=f"{holder} is making it; its result will be used")
-        else:
-            self._submit(node, lease, need)
+            return
+        lease = acquire(self.store, node.fingerprint)
+        if isinstance(lease, Held):
+            self._await(node, lease)
+            return
+        try:
+            manifest = self.store.find(node.kind, node.fingerprint)  # finished between the look and the lease
+            if manifest is None:
+                self._submit(node, lease, need)
+            else:
+                self._finished(node, manifest, cached=True)
+        finally:
+            if node.name not in self._attempts:
+                lease.release()
+
+    def _await(self, node: Node, held: Held) -> None:
+        """Somebody else is making it, in this process or another: look again later."""
+        assert node.fingerprint is not None
+        self._next_look[node.name] = time.monotonic() + self.policy.elsewhere_s
+        self.tail.follow(node.name, node.fingerprint)
+        if self.status[node.name].state != "elsewhere":
+            who = f"process {held.by.pid} on {held.by.host}"
+            self._set(node, state="elsewhere", reason=f"{who} is making it; its result will be used")
 
     def _submit(self, node: Node, lease: Lease, need: Capacity) -> None:
         resources = replace(node.resources, cpus=need.cpus)
@@ -221,9 +229,7 @@ class Scheduler:
         self._attempts[node.name] = _Attempt(job, lease, need, time.monotonic())
         self.tail.follow(node.name, job.fingerprint)
         began = self.status[node.name].started or time.time()
-        self._set(
-            node, state="running", reason=reason, generation=lease.generation, attempts=attempts, started=began
-        )
+        self._set(node, state="running", reason=reason, generation=lease.generation, attempts=attempts, started=began)
         self.observers.tell("stage_started", node)
         self.executor.submit(job)
 
@@ -256,13 +262,12 @@ class Scheduler:
 
     def _ended(self, done: Done) -> None:
         node, attempt = self.plan.nodes[done.stage], self._attempts.pop(done.stage)
-        lost = self.claims.lost(attempt.lease)
         for _, event in self.tail.poll(done.stage):
             self.observers.tell("stage_event", node, event)
         try:
             if done.result is None:
                 self._died(node, attempt, done)
-            elif lost:
+            elif attempt.lease.lost.is_set():
                 self._taken_over(node)
             elif isinstance(done.result.error, WorkerLost):
                 lost_worker = done.result.error
@@ -273,10 +278,12 @@ class Scheduler:
                 self._stopped(node, attempt.stop or done.result.outcome.stopped)
             else:
                 self._publish(node, attempt, done.result)
+        except LeaseLostError:
+            self._taken_over(node)
         except Exception as error:
             self._failed(node, error)
         finally:
-            self.claims.release(attempt.lease)
+            attempt.lease.release()
 
     def _publish(self, node: Node, attempt: _Attempt, result: WorkerResult) -> None:
         manifest = manifest_of(
@@ -284,11 +291,10 @@ class Scheduler:
             attempt.job,
             result,
             upstream=self.manifests,
-            provenance={**self.provenance(node), **result.facts},
-            earlier_wall_s=self.tail.earlier_wall_s(node.name, attempt.job.generation),
+            earlier_wall_s=self.tail.earlier_s(node.name),
         )
-        self.claims.check(attempt.lease)
-        self._finished(node, self.store.commit(manifest), cached=False)
+        published = self.store.commit(manifest, check=attempt.lease.check)
+        self._finished(node, published, cached=False)
 
     def _died(self, node: Node, attempt: _Attempt, done: Done) -> None:
         """A worker process ended under its stage: go on from the last checkpoint, within the budgets."""
@@ -324,7 +330,6 @@ class Scheduler:
 
     def _finished(self, node: Node, manifest: Manifest, cached: bool, children: bool = True) -> None:
         self.manifests[node.name] = manifest
-        self.tail.unfollow(node.name)
         self._set(node, state="cached" if cached else "done", reason="", finished=time.time())
         self.observers.tell("stage_finished", node, manifest, cached, children)
 
@@ -334,7 +339,6 @@ class Scheduler:
             message, remedy = error.message, error.remedy
         else:
             message, remedy = str(error), f"`orch logs {self.run_files.id} {node.name}` shows where"
-        self.tail.unfollow(node.name)
         self._set(node, state="failed", reason=message, remedy=remedy, finished=time.time())
         self.observers.tell("stage_failed", node, message, False)
 
@@ -346,7 +350,7 @@ class Scheduler:
         for name, attempt in self._attempts.items():
             if attempt.stop is None:
                 limit = getattr(self.plan.nodes[name].config, "time_limit_minutes", None)
-                if self.claims.lost(attempt.lease):
+                if attempt.lease.lost.is_set():
                     self._stop(name, "lease lost")
                 elif limit is not None and now - attempt.since > limit * 60:
                     self._stop(name, "time limit")
@@ -363,7 +367,7 @@ class Scheduler:
         now = time.monotonic()
         if not self._cancels and now >= self._next_cancel_look:
             self._next_cancel_look = now + self.policy.cancel_file_s
-            if self.run_files.cancel_requested():
+            if self.run_files.cancelled():
                 self._cancels = 1
 
     def _cancel_stages(self) -> None:
@@ -387,4 +391,5 @@ class Scheduler:
     def _save(self) -> None:
         if self._dirty:
             self._dirty = False
-            self.run_files.write_state(self.status)
+            stages = {name: asdict(status) for name, status in self.status.items()}
+            self.run_files.write_state({"pid": os.getpid(), "host": socket.gethostname(), "stages": stages})

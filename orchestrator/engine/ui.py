@@ -1,8 +1,8 @@
 """Opens Ray's dashboard past its token: a page that answers once, sets the dashboard's cookie and goes on to it.
 
-The dashboard takes its token from the cookie `ray-authentication-token`, and a browser's cookies belong to a host whatever the
-port. So a one-shot server on the same loopback address may set it and redirect. The page's path is a fresh secret; the token is
-in no URL, no log and no history.
+The dashboard takes its token from the cookie `ray-authentication-token`, and a browser's cookies belong to a host
+whatever the port. So a one-shot server on the same loopback address may set it and redirect. The page's path is a
+fresh secret; the token is in no URL, no log and no history.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class LoginPage:
 def open_ui(
     say: Callable[[str], None] = print, browser: Callable[[str], bool] = webbrowser.open, timeout_s: float = 300
 ) -> str:
-    """Open the local cluster's dashboard in a browser, starting the cluster if there is none; the dashboard's address."""
+    """Open the local cluster's dashboard in a browser, starting the cluster if there is none.
+
+    The dashboard's address.
+    """
     living = cluster.recorded() or cluster.start(say)
     cluster.keep_alive()
     page = LoginPage(living.dashboard_url, cluster.token_value(living))

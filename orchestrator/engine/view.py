@@ -1,6 +1,7 @@
 """What a person sees of a run while it goes on: one live line a stage on a terminal, plain lines elsewhere.
 
-Both are observers (observe.py). The plain one prints a line for every change of state and about every tenth of a stage's work.
+Both are observers (observe.py). The plain one prints a line for every change of state and about every tenth of a
+stage's work.
 """
 
 from __future__ import annotations
@@ -147,7 +148,10 @@ class PlainView(Observer):
 
 
 class LiveView(Observer):
-    """One line a stage, redrawn in place a few times a second. `say` shows a line above the table until the run starts."""
+    """One line a stage, redrawn in place a few times a second.
+
+    `say` shows a line above the table until the run starts.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console

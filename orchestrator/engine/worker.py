@@ -1,17 +1,15 @@
 """Does one `Job` in whatever process it is called in, and reports how it ended. The only caller of stages' runners.
 
-It opens the store, gives the stage a directory, events, checkpoints and a stop request, runs it, and uploads what it wrote as one
-attempt's files. It publishes nothing. Threads are set from the job's resources, never from the machine.
+It opens the store, gives the stage a directory, events, checkpoints and a stop request, runs it, and uploads what it
+wrote as one attempt's files. It publishes nothing. Threads are set from the job's resources, never from the machine.
 """
 
 from __future__ import annotations
 
+import codecs
 import importlib
-import importlib.metadata
 import os
-import platform
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -23,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.job import Job, WorkerResult
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, WorkerLost
 from orchestrator.stages.base import StageContext
 from orchestrator.store.artifacts import Store
 from orchestrator.store.checkpoints import CheckpointStore
-from orchestrator.store.events import EventWriter, LogWriter
+from orchestrator.store.events import EventWriter
+from orchestrator.store.logs import LogWriter
+from orchestrator.store.provenance import host, packages
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-PACKAGES = ("torch", "open_clip_torch", "numpy", "pyarrow", "pillow", "ray", "obstore")
-"""Whose versions are kept in manifests."""
 SYSTEM_EVERY_S = 5.0
 
 ShouldStop = Callable[[], str | None]
@@ -53,7 +51,8 @@ def run_stage(job: Job, should_stop: ShouldStop, capture: bool = True) -> Worker
     except OrchError as error:
         result = WorkerResult(None, error=error, traceback=traceback.format_exc())
     except Exception as error:
-        result = WorkerResult(None, error=_portable(error), traceback=traceback.format_exc())
+        lost = _lost_worker(error)
+        result = WorkerResult(None, error=lost or _portable(error), traceback=traceback.format_exc())
     return WorkerResult(
         result.outcome, result.files, result.error, result.traceback, facts, started, time.monotonic() - clock
     )
@@ -68,25 +67,30 @@ def _run(job: Job, should_stop: ShouldStop, capture: bool) -> tuple[Any, Any]:
         if capture:
             stack.enter_context(captured_output(logs.write))
         stack.enter_context(system_events(events))
-        folder = stack.enter_context(attempt_directory(job.stage))
-        context = _context(job, store, events, folder, should_stop)
+        scratch = stack.enter_context(scratch_directory())
+        out = store.attempt_dir(job.kind, job.fingerprint, job.attempt)
+        unfinished = stack.enter_context(ExitStack())
+        unfinished.callback(shutil.rmtree, out, ignore_errors=True)
+        context = _context(job, store, events, out, scratch, should_stop)
         runner = load(type(context.config).runner)
         set_threads(job.resources.threads)  # again: importing the runner may have brought torch in
         try:
             outcome = runner(context)
         except Exception:
-            logs.write(traceback.format_exc().encode())
+            logs.write(traceback.format_exc())
             raise
         if outcome.stopped is not None:
             return outcome, {}
         files = store.upload(job.kind, job.fingerprint, job.attempt, context.out, undeclared=outcome.undeclared)
+        if store.storage.local(job.kind) is not None:
+            unfinished.pop_all()  # the files lie in their place
     return outcome, files
 
 
-def _context(job: Job, store: Store, events: EventWriter, folder: Path, should_stop: ShouldStop) -> StageContext:
+def _context(
+    job: Job, store: Store, events: EventWriter, out: Path, scratch: Path, should_stop: ShouldStop
+) -> StageContext:
     inputs = {key: store.handle(i.kind, i.fingerprint, i.output) for key, i in job.inputs.items()}
-    for name in ("out", "scratch"):
-        (folder / name).mkdir()
     return StageContext(
         run_id=job.run,
         stage=job.stage,
@@ -96,8 +100,8 @@ def _context(job: Job, store: Store, events: EventWriter, folder: Path, should_s
         inputs=inputs,
         input_names={**{key: i.name for key, i in job.inputs.items()}, **job.external},
         store=store,
-        out=folder / "out",
-        scratch=folder / "scratch",
+        out=out,
+        scratch=scratch,
         checkpoints=CheckpointStore(store.storage, job.fingerprint, job.generation),
         resources=job.resources,
         events=events,
@@ -121,15 +125,15 @@ def set_threads(threads: int) -> None:
 
 
 @contextmanager
-def attempt_directory(stage: str) -> Iterator[Path]:
-    """A directory of this attempt's own, removed at the end; those that killed processes left behind are removed first."""
+def scratch_directory() -> Iterator[Path]:
+    """A directory that is removed at the end; those that killed processes left behind are removed first."""
     root = Path(tempfile.gettempdir()) / f"orch-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     for leftover in root.iterdir():
         owner = leftover.name.split("-", 1)[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
             shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-{stage}-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
     try:
         yield folder
     finally:
@@ -137,15 +141,16 @@ def attempt_directory(stage: str) -> Iterator[Path]:
 
 
 @contextmanager
-def captured_output(write: Callable[[bytes], None]) -> Iterator[None]:
-    """Send what this process writes to stdout and stderr, also from C and from children, to `write` and where it went before."""
+def captured_output(write: Callable[[str], object]) -> Iterator[None]:
+    """Send stdout and stderr of this process, also from C and from children, to `write` and where they went before."""
     read_end, write_end = os.pipe()
     saved = [os.dup(1), os.dup(2)]
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def pump() -> None:
         while chunk := os.read(read_end, 1 << 16):
             os.write(saved[0], chunk)
-            write(chunk)
+            write(decoder.decode(chunk))
 
     thread = threading.Thread(target=pump, name="output", daemon=True)
     sys.stdout.flush()
@@ -196,22 +201,21 @@ def system_events(events: EventWriter) -> Iterator[None]:
 
 
 def _facts(job: Job) -> dict[str, Any]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": versions,
-        "threads": job.resources.threads,
-        "workers": job.resources.workers,
-        "cpus": job.resources.cpus,
-        "gpus": job.resources.gpus,
-    }
+    budget = {"threads": job.resources.threads, "workers": job.resources.workers, "gpus": job.resources.gpus}
+    return {"host": host(), "packages": packages(), **budget, "cpus": job.resources.cpus}
+
+
+def _lost_worker(error: BaseException | None) -> WorkerLost | None:
+    """The error as `WorkerLost` where it comes from a Ray process or node that died under the stage (a rank, a Data task)."""
+    ray = sys.modules.get("ray")
+    while ray is not None and error is not None:
+        for failure in (error, *getattr(error, "worker_failures", {}).values()):
+            if isinstance(failure, ray.exceptions.RayActorError):
+                return WorkerLost(str(failure).splitlines()[0], preempted=failure.preempted)
+            if isinstance(failure, ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError):
+                return WorkerLost(str(failure).splitlines()[0])
+        error = error.__cause__
+    return None
 
 
 def _portable(error: Exception) -> Exception:

@@ -32,8 +32,9 @@ class ZeroShot(TaskConfig):
 
     runner: ClassVar[str] = "orchestrator.evaluation.protocol:zeroshot"
 
-    templates: list[str] = Field(default=["{c}", "a drawing of {c}", "an icon of {c}"], min_length=1)
-    """Prompts of a class, `{c}` being its name; their features are averaged."""
+    templates: list[str] = Field(default=["{c}"], min_length=1)
+    """Prompts of a class, `{c}` being its name; their features are averaged. The default is the name alone, as in the
+    captions of the sample set; models trained on sentences want sentences ("a photo of {c}.")."""
     ks: list[int] = Field(default=[1, 5], min_length=1)
     """Report top-k accuracy for these k. A k above the number of classes is left out."""
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.dataset import Dataset
+from orchestrator.data.dataset import Dataset, Sample
 from orchestrator.data.preprocess import Preprocess, Tokenizer
-from orchestrator.errors import NotFiniteError
+from orchestrator.errors import DataError, NotFiniteError
 from orchestrator.models.interface import Model
 
 
@@ -84,7 +84,7 @@ def encode(
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(rows), batch):
             samples = dataset.read(rows[start : start + batch])
-            decoded = np.stack(list(pool.map(preprocess.decode, (sample.image for sample in samples))))
+            decoded = np.stack(list(pool.map(lambda sample: _decode(preprocess, sample), samples)))
             pixels = preprocess.normalise(torch.from_numpy(decoded).to(device))
             features, seconds = _timed(model.encode_image, pixels)
             images.append(features)
@@ -106,6 +106,14 @@ def encode(
         images_per_s=len(rows) / image_s,
         texts_per_s=len(texts) / text_s,
     )
+
+
+def _decode(preprocess: Preprocess, sample: Sample) -> np.ndarray:
+    """[3, H, W] uint8. A bad image ends the evaluation: left out silently, it would change the questions."""
+    try:
+        return preprocess.decode(sample.image)
+    except DataError as error:
+        raise DataError(f"sample {sample.uid}: {error.message}", "leave it out by a `curate` stage") from error
 
 
 def _timed(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, float]:

@@ -29,6 +29,8 @@ CAPTIONS = 6
 FOUND = 4
 THUMB, GAP, MARGIN = 60, 6, 20
 TEXT_WIDTH = 190
+BLOCK = TOP * (THUMB + GAP) - GAP
+LEFT, TOP_EDGE, ROW = MARGIN + TEXT_WIDTH + 2 * MARGIN + THUMB, 92, THUMB + 18
 INK, GREY, LINE, RIGHT = (30, 34, 40), (110, 117, 126), (226, 229, 233), (22, 163, 74)
 
 
@@ -52,40 +54,46 @@ def draw(gallery: Gallery, found: Sequence[Found], dataset: Dataset, seed: int, 
 
     chosen = _choose(gallery, found, dataset, seed)
     thumbs = _thumbs(gallery, found, dataset, chosen)
-    block = TOP * (THUMB + GAP) - GAP
-    left = MARGIN + TEXT_WIDTH + 2 * MARGIN + THUMB
-    width = left + len(found) * (block + 2 * MARGIN)
-    top, row = 92, THUMB + 18
-    image = Image.new("RGB", (width, top + len(chosen) * row + 44), "white")
+    size = (LEFT + len(found) * (BLOCK + 2 * MARGIN), TOP_EDGE + len(chosen) * ROW + 44)
+    image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
-    place = f"{gallery.split}, {gallery.style}" if gallery.style else gallery.split
-    pen.text((MARGIN, 16), f"Text to image: {len(gallery.rows):,} drawings ({place})", INK, _font(17, bold=True))
-    pen.text((MARGIN, 62), "caption", GREY, _font(13))
-    pen.text((left - 2 * MARGIN - THUMB + MARGIN, 62), "drawing", GREY, _font(13))
-    for number, model in enumerate(found):
-        x = left + number * (block + 2 * MARGIN) + MARGIN
-        share = (model.top == gallery.owner[:, None]).any(axis=1).mean()
-        pen.text((x, 44), model.name, INK, _font(15, bold=True))
-        pen.text((x, 64), f"right within {model.top.shape[1]}: {100 * share:.1f}%", GREY, _font(12))
+    _head(pen, gallery, found)
     for line, text in enumerate(chosen):
-        y = top + line * row
-        pen.line((MARGIN, y - 9, width - MARGIN, y - 9), LINE)
+        y = TOP_EDGE + line * ROW
+        pen.line((MARGIN, y - 9, image.width - MARGIN, y - 9), LINE)
         _wrapped(pen, (MARGIN, y), gallery.texts[text])
         own = int(gallery.owner[text])
-        image.paste(thumbs[own], (left - MARGIN - THUMB, y))
+        image.paste(thumbs[own], (LEFT - MARGIN - THUMB, y))
         for number, model in enumerate(found):
-            x = left + number * (block + 2 * MARGIN) + MARGIN
-            for place_, candidate in enumerate(model.top[text]):
-                spot = (x + place_ * (THUMB + GAP), y)
-                image.paste(thumbs[int(candidate)], spot)
+            for place, candidate in enumerate(model.top[text].tolist()):
+                x = _left(number) + place * (THUMB + GAP)
+                image.paste(thumbs[candidate], (x, y))
                 if candidate == own:
-                    box = (spot[0] - 3, y - 3, spot[0] + THUMB + 2, y + THUMB + 2)
+                    box = (x - 3, y - 3, x + THUMB + 2, y + THUMB + 2)
                     pen.rounded_rectangle(box, radius=4, outline=RIGHT, width=3)
     num_found = sum(_is_found(gallery, found, text) for text in chosen)
     note = f"Drawn at random: {num_found} captions that some model gets right within {TOP}"
     note += f", {len(chosen) - num_found} that none does." if num_found < len(chosen) else "."
     pen.text((MARGIN, image.height - 32), f"{note}  Framed: right.", GREY, _font(12))
     image.save(path, optimize=True)
+
+
+def _head(pen: ImageDraw.ImageDraw, gallery: Gallery, found: Sequence[Found]) -> None:
+    """Title and column heads: the models, with how often they are right in the whole gallery."""
+    place = f"{gallery.split}, {gallery.style}" if gallery.style else gallery.split
+    pen.text((MARGIN, 16), f"Text to image among {len(gallery.rows):,} ({place})", INK, _font(17, bold=True))
+    pen.text((MARGIN, 64), "caption", GREY, _font(12))
+    pen.text((LEFT - MARGIN - THUMB, 64), "its image", GREY, _font(12))
+    for number, model in enumerate(found):
+        share = (model.top == gallery.owner[:, None]).any(axis=1).mean()
+        font = _font(15, bold=True)
+        pen.text((_left(number), 44), _fitted(pen, model.name, font, BLOCK), INK, font)
+        pen.text((_left(number), 64), f"right within {TOP}: {100 * share:.1f}%", GREY, _font(12))
+
+
+def _left(number: int) -> int:
+    """Left edge of a model's block of images."""
+    return LEFT + number * (BLOCK + 2 * MARGIN) + MARGIN
 
 
 def _choose(gallery: Gallery, found: Sequence[Found], dataset: Dataset, seed: int) -> list[int]:
@@ -123,15 +131,19 @@ def _wrapped(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
     font, lines = _font(14), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if pen.textlength(longer, font) <= TEXT_WIDTH or not lines[-1]:
+        if len(lines) == 3 or not lines[-1] or pen.textlength(longer, font) <= TEXT_WIDTH:
             lines[-1] = longer
         else:
             lines.append(word)
-    if len(lines) > 3:
-        lines = [*lines[:2], f"{lines[2]} …"]
-    while pen.textlength(lines[-1], font) > TEXT_WIDTH:
-        lines[-1] = f"{lines[-1][:-3]}…"
-    pen.multiline_text(at, "\n".join(lines), INK, font, spacing=4)
+    pen.multiline_text(at, "\n".join(_fitted(pen, line, font, TEXT_WIDTH) for line in lines), INK, font, spacing=4)
+
+
+def _fitted(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    if pen.textlength(text, font) <= width:
+        return text
+    kept = next(n for n in range(len(text), -1, -1) if pen.textlength(f"{text[:n]}…", font) <= width)
+    return f"{text[:kept]}…"
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

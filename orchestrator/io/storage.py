@@ -1,8 +1,9 @@
 """Bytes by key: local disk, S3 and memory behind one small interface, a thin skin over obstore.
 
-Keys are relative, `/`-separated, without empty segments. Every protocol above needs nothing but *create if absent*, which all three
-offer. Retries of throttling and time-outs happen here and nowhere else (`RETRY`). Listings are sorted on the client (S3 servers
-differ). obstore is not fork-safe: child processes use spawn or forkserver. Credentials come from the environment, profile or role.
+Keys are relative, `/`-separated, without empty segments. Every protocol above needs nothing but *create if absent*,
+which all three offer. Retries of throttling and time-outs happen here and nowhere else (`RETRY`). Listings are
+sorted on the client (S3 servers differ). obstore is not fork-safe: child processes use spawn or forkserver.
+Credentials come from the environment, profile or role.
 
 Absent objects raise FileNotFoundError; everything else that goes wrong is an OrchError that says the remedy.
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
@@ -25,18 +27,23 @@ from obstore.store import LocalStore, MemoryStore, S3Store
 
 from orchestrator.errors import OrchError, UserError
 
-RETRY: dict[str, Any] = {
-    "max_retries": 8,
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+RETRY: RetryConfig = {
+    "max_retries": 10,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 3},
     "retry_timeout": timedelta(minutes=3),
 }
-"""Throttling (429, 503), 5xx, dropped connections and time-outs are tried again this often."""
+"""Throttling (429, 503), 5xx, dropped connections and time-outs: tried again this often, over some 10-20 s in all."""
 
 PART_BYTES = 16 << 20
 """Part of a multipart upload; S3 allows 10,000 parts, so one file may have 160 GB."""
 
 _MEMORIES: dict[str, MemoryStore] = {}
-_BAD_KEY = re.compile(r"[\x00-\x1f\x7f]|#\d+$")  # LocalStore hides names that end in #<digits>: its own temporary files
+_BAD_KEY = re.compile(
+    r"[\x00-\x1f\x7f]|#\d+$"
+)  # LocalStore hides names that end in #<digits>: its own temporary files
 _FULL = re.compile(r"os error (28|122|27)\b")  # ENOSPC, EDQUOT, EFBIG
 _DENIED = re.compile(r"os error (13|1|30)\b")  # EACCES, EPERM, EROFS
 
@@ -102,28 +109,26 @@ class Storage:
 
         FileNotFoundError if absent, ValueError if a range reaches past the object's end.
         """
-        wanted = [i for i, (start, end) in enumerate(zip(starts, ends, strict=True)) if end > start]
-        result = [b""] * len(starts)
-        if not wanted:
-            return result
+        spans = _merge(sorted((s, e) for s, e in zip(starts, ends, strict=True) if e > s), coalesce)
+        if not spans:
+            return [b""] * len(starts)
+        # Merged here: merging in obstore panics where a range begins past the object's end.
+        firsts, lasts = [int(first) for first, _ in spans], [int(last) for _, last in spans]
         try:
             with self._errors(key):
-                parts = obstore.get_ranges(
-                    self._reader(),
-                    check_key(key),
-                    starts=[int(starts[i]) for i in wanted],
-                    ends=[int(ends[i]) for i in wanted],
-                    coalesce=coalesce,
-                )
+                parts = obstore.get_ranges(self._reader(), check_key(key), starts=firsts, ends=lasts, coalesce=0)
         except OrchError:
             info = self.head(key)  # each backend words "past the end" in its own way
-            if info is not None and max(ends[i] for i in wanted) > info.size:
+            if info is not None and lasts[-1] > info.size:
                 raise ValueError(f"{self.where(key)}: a range ends after the object's {info.size} bytes") from None
             raise
-        for i, part in zip(wanted, parts, strict=True):
-            if len(part) != ends[i] - starts[i]:
-                raise ValueError(f"{self.where(key)}: range {starts[i]}-{ends[i]} ends after the object's end")
-            result[i] = part.to_bytes()
+        if len(parts[-1]) != lasts[-1] - firsts[-1]:
+            raise ValueError(f"{self.where(key)}: a range ends after the object's {firsts[-1] + len(parts[-1])} bytes")
+        views = [memoryview(part) for part in parts]
+        result = []
+        for start, end in zip(starts, ends, strict=True):
+            span = bisect_right(firsts, start) - 1
+            result.append(bytes(views[span][start - firsts[span] : end - firsts[span]]) if end > start else b"")
         return result
 
     def put(self, key: str, data: bytes | Path) -> None:
@@ -165,6 +170,15 @@ class Storage:
         except FileNotFoundError:
             return None
 
+    def children(self, prefix: str) -> list[str]:
+        """Names of the "directories" directly under a prefix, sorted; S3 servers may still show emptied ones."""
+        try:
+            with self._errors(prefix):
+                found = obstore.list_with_delimiter(self._reader(), prefix=check_key(prefix) if prefix else None)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
     def list(self, prefix: str) -> Iterator[Info]:
         """All objects under a prefix (a whole path segment; "" for the root), sorted by key."""
         try:
@@ -174,15 +188,6 @@ class Storage:
         except FileNotFoundError:
             found = []
         return iter(sorted(found, key=lambda info: info.key))
-
-    def children(self, prefix: str) -> list[str]:
-        """Names of the "directories" directly under a prefix, sorted; S3 servers may still show emptied ones."""
-        try:
-            with self._errors(prefix):
-                found = obstore.list_with_delimiter(self._reader(), prefix=check_key(prefix) if prefix else None)
-        except FileNotFoundError:
-            return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""
@@ -206,7 +211,7 @@ class Storage:
         return self._opened
 
     def _reader(self) -> LocalStore | MemoryStore | S3Store:
-        if self._opened is None and not self._root.is_dir():
+        if self._opened is None and self._root is not None and not self._root.is_dir():
             raise FileNotFoundError(self.url)
         return self._writer()
 
@@ -232,10 +237,14 @@ def _explain(where: str, error: Exception, writing: bool) -> OrchError:
     if "NoSuchBucket" in text:
         return OrchError(f"{where}: there is no such bucket", "create the bucket, or correct the store's address")
     if _FULL.search(text):
-        return OrchError(f"{where}: disk full", "free space or raise the quota, then submit again: finished work is kept")
+        return OrchError(
+            f"{where}: disk full", "free space or raise the quota, then submit again: finished work is kept"
+        )
     if _DENIED.search(text):
-        return OrchError(f"{where}: not allowed to {'write' if writing else 'read'} here", "check the path's owner and mode")
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return OrchError(
+            f"{where}: not allowed to {'write' if writing else 'read'} here", "check the path's owner and mode"
+        )
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "403 Forbidden" in text:
         return OrchError(
             f"{where}: the server refused the credentials",
             "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the role, and the bucket's policy",
@@ -246,6 +255,17 @@ def _explain(where: str, error: Exception, writing: bool) -> OrchError:
         f"{where}: storage failed after retries: {text.splitlines()[0]}",
         "check that the server is up (AWS_ENDPOINT_URL), then submit again: finished work is kept",
     )
+
+
+def _merge(ranges: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+    """Sorted ranges, joined where at most `gap` bytes lie between them."""
+    spans: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if spans and start <= spans[-1][1] + gap:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], end))
+        else:
+            spans.append((start, end))
+    return spans
 
 
 def _info(meta: Any) -> Info:
@@ -270,9 +290,10 @@ def _open_s3(bucket: str, prefix: str) -> S3Store:
         except ValueError:
             raise OrchError(
                 f"s3://{bucket}: no AWS credentials found",
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for public data AWS_SKIP_SIGNATURE=true",
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
+                "for public data AWS_SKIP_SIGNATURE=true",
             ) from None
-    options = {
+    options: ClientConfig = {
         "allow_http": bool(endpoint and endpoint.startswith("http://")),
         "timeout": timedelta(minutes=15),  # of a whole request with its body: a large part on a slow line
         "read_timeout": timedelta(seconds=30),

@@ -1,7 +1,8 @@
-"""A Model on disk: `model.json` (what it is) and `weights.safetensors` (its tensors), the same bytes for the same model.
+"""A Model on disk: `model.json` (what it is) and `weights.safetensors` (its tensors), the same bytes for the same
+model.
 
-Loading reads JSON and safetensors and nothing else: no pickle, and of all classes only models of this package. The files need
-nothing beside them; what one process saved, any other loads to the same outputs.
+Loading reads JSON and safetensors and nothing else: no pickle, and of all classes only models of this package. The
+files need nothing beside them; what one process saved, any other loads to the same outputs.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ def save(model: Model, preprocess: Preprocess, tokenizer: Tokenizer, directory: 
     save_file(tensors, directory / WEIGHTS)
 
 
-def load(
-    source: Handle | Path | str, device: torch.device | str = "cpu"
-) -> tuple[Model, Preprocess, Tokenizer]:
+def load(source: Handle | Path | str, device: torch.device | str = "cpu") -> tuple[Model, Preprocess, Tokenizer]:
     """A saved model in eval mode, with its preprocessing and tokenizer, from an artifact or a directory.
 
     StageError if the files are not a model's, or are of a kind this version does not know.
@@ -73,7 +72,9 @@ def _path(source: Handle | Path | str, name: str) -> Path:
         return source.local(name)
     path = Path(source) / name
     if not path.is_file():
-        raise StageError(f"{source} is not a model: it has no {name}", f"A model is a folder of {STRUCTURE}, {WEIGHTS}.")
+        raise StageError(
+            f"{source} is not a model: it has no {name}", f"A model is a folder of {STRUCTURE}, {WEIGHTS}."
+        )
     return path
 
 

@@ -1,7 +1,7 @@
-"""Model shapes by name: those shipped here (configs/*.json) and open_clip's own, both as open_clip JSON configurations.
+"""Model shapes by name: those shipped here (configs/*.json) and open_clip's own, both as open_clip JSON.
 
-No torch, and open_clip is found but not imported, so that recipes are checked instantly. `check` refuses what cannot be built or fed:
-misspelt settings, sizes that do not divide, generative models, tokenizers other than CLIP's byte-pair encoding.
+No torch, and open_clip is found but not imported, so that recipes are checked instantly. `check` refuses what cannot
+be built or fed: misspelt settings, sizes that do not divide, generative models, tokenizers other than CLIP's.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ from orchestrator.errors import UserError
 
 SHIPPED = Path(__file__).parent / "configs"
 
-TOP = frozenset(
-    "embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias nonscalar_logit_scale".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+TOP = _words(
+    "embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias nonscalar_logit_scale"
 )
-BLOCK = frozenset(
+BLOCK = _words(
     "width layers mlp_ratio ls_init_value act_kwargs norm_kwargs pool_type output_tokens final_ln_after_pool "
-    "block_type qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc".split()
+    "block_type qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc"
 )
-VISION = BLOCK | frozenset(
+VISION = BLOCK | _words(
     "head_width patch_size image_size patch_dropout attentional_pool attn_pooler_queries attn_pooler_heads no_ln_pre "
-    "pos_embed_type timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path".split()
+    "pos_embed_type timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path"
 )
-TEXT = BLOCK | frozenset(
+TEXT = BLOCK | _words(
     "context_length vocab_size heads embed_cls pad_id eos_id no_causal_mask proj_bias proj_type tokenizer_mode "
-    "tokenizer_kwargs".split()
+    "tokenizer_kwargs"
 )
 
 
@@ -117,7 +122,8 @@ def _known(settings: Any, allowed: frozenset[str], where: str) -> None:
     for key in settings:
         if key not in allowed:
             raise UserError(
-                f"unknown model setting '{where}{key}'", _nearest(key, allowed, f"Known: {', '.join(sorted(allowed))}.")
+                f"unknown model setting '{where}{key}'",
+                _nearest(key, allowed, f"Known: {', '.join(sorted(allowed))}."),
             )
 
 

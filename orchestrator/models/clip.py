@@ -1,9 +1,10 @@
 """`OpenClipModel`: an open_clip two-tower network behind the `Model` interface.
 
-The text tower accepts tokens cut to any length. With a causal mask a token's state does not depend on what follows it, and the text
-feature is read at the end-of-text token, so the padding behind the longest caption of a batch is work for nothing: the positional
-embedding and the mask are cut to the tokens' length instead. Where that reasoning does not hold (no causal mask, pooling over the
-last position, separate text towers), the tokens are padded to the full length again.
+The text tower accepts tokens cut to any length. With a causal mask a token's state does not depend on what follows it,
+and the text feature is read at the end-of-text token, so the padding behind the longest caption of a batch is work for
+nothing: the positional embedding and the mask are cut to the tokens' length instead. Where that reasoning does not
+hold (no causal mask, pooling over the last position, separate text towers), the tokens are padded to the full length
+again.
 """
 
 from __future__ import annotations

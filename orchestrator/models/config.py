@@ -1,7 +1,7 @@
 """How a recipe says which model to train (`model:`) and which weights it starts from (`init:`). No torch.
 
-`model: emoji-96x4` names a shape of the catalog; `model: {open_clip: {...}}` gives an open_clip configuration in place. What counts
-for a stage's identity is the resolved configuration, so a shape spelled out is the shape by name.
+`model: emoji-96x4` names a shape of the catalog; `model: {open_clip: {...}}` gives an open_clip configuration in
+place. What counts for a stage's identity is the resolved configuration, so a shape spelled out is the shape by name.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class ModelSpec(Config):
             catalog.check(spec.open_clip)
             catalog.image_size(spec.open_clip)
         except UserError as error:
-            raise PydanticCustomError("model", "{reason}", {"reason": f"{error.message}. {error.remedy}".strip()}) from None
+            raise PydanticCustomError(
+                "model", "{reason}", {"reason": f"{error.message}. {error.remedy}".strip()}
+            ) from None
         return spec
 
     @model_serializer

@@ -1,7 +1,7 @@
 """Parameter counts in the two ways that papers quote: with and without the token table, in all and by tower.
 
-The token table (vocabulary x width) is most of a small CLIP and costs no arithmetic; TinyCLIP's names ("ViT-39M/16 Text-19M") leave
-it out. The scalar logit scale counts towards the total only.
+The token table (vocabulary x width) is most of a small CLIP and costs no arithmetic; TinyCLIP's names ("ViT-39M/16
+Text-19M") leave it out. The scalar logit scale counts towards the total only.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Manual weight inheritance: a smaller CLIP cut out of a bigger trained one by a fixed rule (TinyCLIP, section "weight inheritance").
+"""Manual weight inheritance: a smaller CLIP cut out of a bigger trained one by a fixed rule (TinyCLIP, section "weight
+inheritance").
 
-Depth: student layer i takes source layer i * floor(D_source / D_student): every step-th from the front, which is not uniform where
-the ratio is not whole. Width: the leading block of every tensor; for the fused q/k/v matrices the leading heads of each of q, k and v,
-so heads stay whole. Image and text tower follow the same rule apart from each other; ResNets stage by stage.
+Depth: student layer i takes source layer i * floor(D_source / D_student): every step-th from the front, which is not
+uniform where the ratio is not whole. Width: the leading block of every tensor; for the fused q/k/v matrices the
+leading heads of each of q, k and v, so heads stay whole. Image and text tower follow the same rule apart from each
+other; ResNets stage by stage.
 
-Every tensor of the student is filled exactly once. The logit scale is the student's own where anything is cut; equal shapes are a copy,
-scale included. This module knows tensors and names; learned masks, folded into dense weights, would be another module beside it.
+Every tensor of the student is filled exactly once. The logit scale is the student's own where anything is cut; equal
+shapes are a copy, scale included. This module knows tensors and names; learned masks, folded into dense weights, would
+be another module beside it.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ State = Mapping[str, Tensor]
 def inherit(student: Model, source: Model, mode: str = "manual") -> Model:
     """Fill `student` with weights cut out of `source` (left unchanged); returns `student`.
 
-    UserError where the rule has no meaning: deeper or wider student, other patch, image or head size, other vocabulary, towers of
-    another kind. Warns where the activation functions differ.
+    UserError where the rule has no meaning: deeper or wider student, other patch, image or head size, other
+    vocabulary, towers of another kind. Warns where the activation functions differ.
     """
     if mode != "manual":
         raise UserError(f"unknown inheritance mode '{mode}'", "The one mode there is, is 'manual'.")
@@ -48,7 +51,9 @@ def inherit(student: Model, source: Model, mode: str = "manual") -> Model:
 
 
 def layer_map(source_depth: int, student_depth: int) -> list[int]:
-    """For each layer of the student, the source layer it takes (official `weight_inherit`): i * floor(D_source / D_student)."""
+    """For each layer of the student, the source layer it takes (official `weight_inherit`): i * floor(D_source /
+    D_student).
+    """
     if student_depth > source_depth:
         raise UserError(
             f"a student of {student_depth} layers cannot inherit from a source of {source_depth}",
@@ -58,7 +63,8 @@ def layer_map(source_depth: int, student_depth: int) -> list[int]:
 
 
 def cut(student: State, source: State, head_sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """The student's tensors (all but logit scale and bias), each the leading block of the source tensor the rule gives it.
+    """The student's tensors (all but logit scale and bias), each the leading block of the source tensor the rule gives
+    it.
 
     Args:
         student: gives names and shapes.

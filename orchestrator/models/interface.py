@@ -1,8 +1,9 @@
 """The `Model` interface: what evaluation, distillation, curation and users need of a trained model, and nothing else.
 
-A Model is structure (JSON), weights (safetensors), preprocessing and tokenizer. Capabilities are declared, so that a stage's needs
-are checked when the recipe is compiled; a sentence encoder, say, declares no `encode_image`. `score` is a dot product only in the
-usual case: FILIP, LexVLA and FLAME differ, and evaluation must call it rather than multiply features itself.
+A Model is structure (JSON), weights (safetensors), preprocessing and tokenizer. Capabilities are declared, so that a
+stage's needs are checked when the recipe is compiled; a sentence encoder, say, declares no `encode_image`. `score` is
+a dot product only in the usual case: FILIP, LexVLA and FLAME differ, and evaluation must call it rather than multiply
+features itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def structure(self) -> dict[str, Any]:
-        """JSON that, with the weights, rebuilds this model on any machine: `{"class": "module:Class", "config": {...}}`."""
+        """JSON that, with the weights, rebuilds this model anywhere: `{"class": "module:Class", "config": {...}}`."""
         raise NotImplementedError
 
     def encode_image(self, images: Tensor) -> Tensor:

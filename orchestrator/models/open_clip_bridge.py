@@ -1,7 +1,7 @@
 """The one place that imports open_clip: networks from its JSON configurations, and its pretrained weights.
 
-A network's initial weights are a function of (configuration, seed) alone: they are drawn on the CPU from a generator state of their
-own, and the caller's random state is left as it was.
+A network's initial weights are a function of (configuration, seed) alone: they are drawn on the CPU from a generator
+state of their own, and the caller's random state is left as it was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def open_clip() -> ModuleType:
 
 
 def create(config: Mapping[str, Any], seed: int = 0) -> OpenClipModel:
-    """A CLIP from an open_clip configuration (embed_dim, vision_cfg, text_cfg, ...), initialised from `seed`, on the CPU.
+    """A CLIP from an open_clip configuration (embed_dim, vision_cfg, text_cfg, ...), initialised from `seed`, on the
+    CPU.
 
     UserError where this code (catalog.check) or open_clip itself refuses the configuration.
     """

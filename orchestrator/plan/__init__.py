@@ -1,1 +1,1 @@
-"""Recipe to Plan: references to edges, fingerprints, resources, estimates, and why a stage is stale. Knows no stage."""
+"""Recipe to Plan: references to edges, fingerprints, resources, estimates, why a stage is stale. Knows no stage."""

@@ -1,9 +1,10 @@
 """What a compiled recipe is: a DAG of `Node`s whose fingerprints say what is already there.
 
-`compile` (plan/compile.py) makes a `Plan` from a `Recipe`; the engine runs it. A node's fingerprint is the SHA-256 of its payload
-(plan/fingerprint.py): kind, identity fields that differ from their defaults, versions, and the fingerprints of its inputs. Stage
-names, paths, machines and resources are not in it. A node whose external data is not known yet has no fingerprint, and a `pending`
-reason; neither has anything downstream of it. The engine makes the data known (indexes it) and compiles again.
+`compile` (plan/compile.py) makes a `Plan` from a `Recipe`; the engine runs it. A node's fingerprint is the SHA-256
+of its payload (plan/fingerprint.py): kind, identity fields that differ from their defaults, versions, and the
+fingerprints of its inputs. Stage names, paths, machines and resources are not in it. A node whose external data is
+not known yet has no fingerprint, and a `pending` reason; neither has anything downstream of it. The engine makes the
+data known (indexes it) and compiles again.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Node:
-    """One stage of the plan, resolved. `payload` is what the fingerprint hashes; both are None while `pending` is set."""
+    """One stage, resolved. `payload` is what the fingerprint hashes; both are None while `pending` is set."""
 
     name: str
     kind: str

@@ -1,9 +1,9 @@
 """What a recipe's plain values mean before they are validated: each value beside the type of its field.
 
-Merging (is this `method: {clip: …}` a choice to replace or a mapping to merge?), references in a list that a matrix expands, and
-the list of right spellings for an unknown key all need the type at a path while the values may still be wrong. `sites` walks
-values and types together. A site has two paths: `path` as written in the recipe, `key` as in the validated configuration, which
-leaves out the names of `OneOf` members (schema.walk).
+Merging (is this `method: {clip: …}` a choice to replace or a mapping to merge?), references in a list that a matrix
+expands, and the list of right spellings for an unknown key all need the type at a path while the values may still be
+wrong. `sites` walks values and types together. A site has two paths: `path` as written in the recipe, `key` as in
+the validated configuration, which leaves out the names of `OneOf` members (schema.walk).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from orchestrator.recipe.errors import Path
 from orchestrator.recipe.schema import Config, OneOf, Reference, Table
@@ -40,10 +42,7 @@ def sites(config: type[Config], values: Any, path: Path = (), key: Path = ()) ->
 
 def fields(config: type[Config]) -> dict[str, Any]:
     """Field names as written (aliases), each with its type, metadata kept as `Annotated`."""
-    return {
-        field.alias or name: typing.Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        for name, field in config.model_fields.items()
-    }
+    return {field.alias or name: _annotation(field) for name, field in config.model_fields.items()}
 
 
 def config_at(config: type[Config], values: Any, path: Path) -> type[Config] | None:
@@ -54,8 +53,12 @@ def config_at(config: type[Config], values: Any, path: Path) -> type[Config] | N
         if site.path == path:
             return _config_of(site)
         if site.table is not None and isinstance(site.value, Mapping) and site.path == path[:-1]:
-            return site.table[path[-1]] if path[-1] in site.table else None
+            return site.table.get(path[-1])
     return None
+
+
+def _annotation(field: FieldInfo) -> Any:
+    return typing.Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
 
 def strip(annotation: Any) -> tuple[Any, Table | None]:
@@ -73,6 +76,19 @@ def alternatives(annotation: Any) -> list[tuple[Any, Table | None]]:
     if table is None and get_origin(bare) in (Union, types.UnionType):
         return [found for member in get_args(bare) if member is not type(None) for found in alternatives(member)]
     return [(bare, table)]
+
+
+def table_of(annotation: Any) -> Table | None:
+    """The table of a `OneOf` type, also inside `| None`."""
+    return next((table for _, table in alternatives(annotation) if table is not None), None)
+
+
+def item_type(annotation: Any) -> Any:
+    """The type of a list's items or a mapping's values."""
+    for bare, _ in alternatives(annotation):
+        if get_args(bare):
+            return get_args(bare)[-1]
+    return Any
 
 
 def is_config(wanted: Any) -> bool:
@@ -107,7 +123,9 @@ def _fits(wanted: Any, table: Table | None, value: Any) -> bool:
     """Whether a union's member is the one meant by a plain value, judged by its shape."""
     origin = get_origin(wanted) or wanted
     if table is not None:
-        return isinstance(value, str) or (isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in table)
+        return isinstance(value, str) or (
+            isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in table
+        )
     if origin is Literal:
         return value in get_args(wanted)
     if isinstance(value, Mapping):

@@ -1,8 +1,9 @@
 """From files and command line to one tree of plain values: `extends`, overrides, `${vars.…}`.
 
-`extends` merges deeply: mappings key by key, everything else is replaced. The one exception is a choice (`method: {clip: …}`):
-another name replaces it whole. `name` and `description` belong to their file and are not inherited. Overrides are applied after
-merging, variables are filled in last, so an override of a variable reaches every use. Marks follow their values all the way.
+`extends` merges deeply: mappings key by key, everything else is replaced. The one exception is a choice (`method:
+{clip: …}`): another name replaces it whole. `name` and `description` belong to their file and are not inherited.
+Overrides are applied after merging, variables are filled in last, so an override of a variable reaches every use.
+Marks follow their values all the way.
 """
 
 from __future__ import annotations
@@ -87,13 +88,17 @@ def _choices(base: Any, over: Any, kinds: Mapping[str, type[Config]]) -> set[Pat
 
 def _reaches(value: Any, path: Path) -> bool:
     for part in path:
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
+        if not has(value, part):
             return False
+        value = value[part]
     return True
+
+
+def has(value: Any, part: str | int) -> bool:
+    """Whether a plain container has a key or an index."""
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
 
 
 def override(document: Document, overrides: Sequence[str]) -> list[Problem]:
@@ -118,7 +123,7 @@ def _override(document: Document, text: str, place: Position) -> None:
         parsed = yaml.parse(written, place.file) if written.strip() else Document(None, {(): Mark(None, place)})
     except RecipeError as error:  # its own positions count inside the value, which nobody sees
         raise RecipeError([Problem(place, tuple(parts), error.problems[0].message, written)]) from None
-    path = _set(document.value, parts, parsed.value, place)
+    path = assign(document.value, parts, parsed.value, place)
     for gone in [p for p in document.marks if p[: len(path)] == path]:
         del document.marks[gone]
     for length in range(1, len(path)):
@@ -127,10 +132,12 @@ def _override(document: Document, text: str, place: Position) -> None:
         document.marks[path + below] = Mark(place, place)
 
 
-def _set(root: dict[str, Any], parts: list[str], value: Any, place: Position) -> Path:
-    """Put a value into nested containers and return its path; containers that lack are made, stages and vars are not."""
+def assign(root: dict[str, Any], parts: list[str], value: Any, place: Position, path: Path = ()) -> Path:
+    """Put a value into nested containers, in place, and return its path (`root` stands at `path`).
+
+    Containers that are missing are made; stages and variables are not. RecipeError if the path leads nowhere.
+    """
     container: Any = root
-    path: Path = ()
     while True:
         key, parts = _key(container, parts, path, place)
         if not parts:

@@ -1,7 +1,7 @@
 """What is wrong with a recipe, and where: `Problem`, and `RecipeError` that carries all of them at once.
 
-A `Position` is a place in a file (or in an override on the command line, shown as `-s #1`) together with the line's text, so that
-a problem can be shown with its source without reading anything again.
+A `Position` is a place in a file (or in an override on the command line, shown as `-s #1`) together with the line's
+text, so that a problem can be shown with its source without reading anything again.
 """
 
 from __future__ import annotations
@@ -92,8 +92,14 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     for problem in problems:  # arms of a matrix repeat what is wrong with their common part
         distinct.setdefault((str(problem.position), problem.message), problem)
     if distinct:
-        ordered = sorted(distinct.values(), key=lambda p: (p.file, p.line or 0, p.column or 0))
-        raise RecipeError(ordered)
+        raise RecipeError(sorted(distinct.values(), key=_order))
+
+
+def _order(problem: Problem) -> tuple:
+    """Files by line, then overrides by number."""
+    if problem.line is None:
+        return (1, len(problem.file), problem.file)
+    return (0, problem.file, problem.line, problem.column)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -1,7 +1,8 @@
 """From pydantic's errors to plain sentences with positions.
 
-pydantic knows what is wrong; here it is said in the recipe's words: positions from the marks, nested errors of `OneOf` members
-unfolded to their own places, the alternatives of a union gathered into one sentence, and for a misspelt field the nearest right one.
+pydantic knows what is wrong; here it is said in the recipe's words: positions from the marks, nested errors of
+`OneOf` members unfolded to their own places, the alternatives of a union gathered into one sentence, and for a
+misspelt field the nearest right one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.recipe.annotations import config_at, fields, sites
-from orchestrator.recipe.compose import position
+from orchestrator.recipe.compose import has, position
 from orchestrator.recipe.errors import Path, Problem, nearest, shown
 from orchestrator.recipe.schema import Config
 from orchestrator.recipe.yaml import Marks
@@ -30,6 +31,9 @@ _WANTED = {
     "finite_number": "a finite number",
     "none_required": "nothing",
 }
+_SHAPES = {*_WANTED, "literal_error"}
+Located = list[tuple[Path, Mapping[str, Any]]]
+"""Errors with the paths of the values they are about."""
 _SWITCHES = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
@@ -57,14 +61,14 @@ def problems(
     return found
 
 
-def _without_union_tags(errors: Sequence[Mapping[str, Any]], values: Any) -> list[list[tuple[Path, Mapping[str, Any]]]]:
+def _without_union_tags(errors: Sequence[Mapping[str, Any]], values: Any) -> list[Located]:
     """Errors in groups that are one problem each, with the paths of the values they are about.
 
-    pydantic puts names of union members into locations. Of a union, the members are kept whose errors lie deepest inside the value:
-    those are what was meant.
+    pydantic puts names of union members into locations. Of a union, the members are kept whose errors lie inside the
+    value: those are what was meant.
     """
-    groups: list[list[tuple[Path, Mapping[str, Any]]]] = []
-    unions: dict[Path, dict[Any, list[tuple[Path, Mapping[str, Any]]]]] = {}
+    groups: list[Located] = []
+    unions: dict[Path, dict[Any, Located]] = {}
     for error in errors:
         path, tag_at, tag = _real_path(error, values)
         if tag_at is None:
@@ -72,7 +76,7 @@ def _without_union_tags(errors: Sequence[Mapping[str, Any]], values: Any) -> lis
         else:
             unions.setdefault(path[:tag_at], {}).setdefault(tag, []).append((path, error))
     for at, members in unions.items():
-        meant = [m for m in members.values() if all(len(p) > len(at) or e["type"] not in _WANTED for p, e in m)]
+        meant = [m for m in members.values() if all(len(p) > len(at) or e["type"] not in _SHAPES for p, e in m)]
         if meant:
             groups += [[item] for item in min(meant, key=len)]
         else:
@@ -87,9 +91,7 @@ def _real_path(error: Mapping[str, Any], values: Any) -> tuple[Path, int | None,
     parts = error["loc"]
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        if has(values, part):
             values = values[part]
         elif not (last and error["type"] in ("missing", "extra_forbidden")):
             if tag_at is None and part != "[key]":
@@ -100,7 +102,7 @@ def _real_path(error: Mapping[str, Any], values: Any) -> tuple[Path, int | None,
 
 
 def _problem(
-    group: list[tuple[Path, Mapping[str, Any]]],
+    group: Located,
     config: type[Config],
     values: Any,
     marks: Marks,
@@ -172,7 +174,7 @@ def _wanted(error: Mapping[str, Any], config: type[Config], values: Any, path: P
     return error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
-def _literal(group: list[tuple[Path, Mapping[str, Any]]], value: Any) -> tuple[str | None, tuple[str, ...]]:
+def _literal(group: Located, value: Any) -> tuple[str | None, tuple[str, ...]]:
     """For a field with a fixed set of values: the nearest, and all."""
     for _, error in group:
         if error["type"] == "literal_error":
@@ -224,5 +226,3 @@ def _at(values: Any, path: Path) -> Any:
     for part in path:
         values = values[part]
     return values
-
-

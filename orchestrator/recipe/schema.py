@@ -1,14 +1,16 @@
 """The words configurations are written in: `Config`, `Execution`, `Ref`, `Table`, `OneOf`.
 
-A configuration is a frozen pydantic model whose every field has a type, a docstring under it, and a default only where a sane
-one exists. The class that uses a setting owns it; error messages, reference pages and the JSON Schema all come from it.
+A configuration is a frozen pydantic model whose every field has a type, a docstring under it, and a default only
+where a sane one exists. The class that uses a setting owns it; error messages, reference pages and the JSON Schema
+all come from it.
 
-The line that matters is between *identity* and *execution*. Every field is identity (it enters the stage's fingerprint) unless
-its type is written `Execution[...]`: forgetting is safe, opting out is visible.
+The line that matters is between *identity* and *execution*. Every field is identity (it enters the stage's
+fingerprint) unless its type is written `Execution[...]`: forgetting is safe, opting out is visible.
 
-A `Ref[Model]` names another stage's output or an external artifact. References are found by walking configuration values at any
-depth, so edges, their types and needed capabilities are known before anything runs. A `Table` maps names to configuration
-classes by import string; a field `Annotated[Base, OneOf(table)]` is written `name` or `{name: {options}}`.
+A `Ref[Model]` names another stage's output or an external artifact. References are found by walking configuration
+values at any depth, so edges, their types and needed capabilities are known before anything runs. A `Table` maps
+names to configuration classes by import string; a field `Annotated[Base, OneOf(table)]` is written `name` or `{name:
+{options}}`.
 
 Nothing here knows a stage kind, and nothing here imports torch or Ray.
 """
@@ -42,7 +44,7 @@ class Config(BaseModel):
     """Raised by a person when the same settings give other results."""
 
     def versions(self) -> dict[str, int]:
-        """Versions of shared code that this configuration's results depend on, by name (for instance the training loop)."""
+        """Versions of shared code that this configuration's results depend on, by name (the training loop, say)."""
         return {}
 
 
@@ -82,7 +84,7 @@ ARTIFACTS: dict[str, type[Artifact]] = {c.__name__: c for c in (Dataset, Model, 
 
 
 class Reference(str):
-    """A reference as written: `teacher`, `search.study`, `arms[seed=1]`, or external such as `open_clip:ViT-B-32/openai`.
+    """A reference as written: `teacher`, `search.study`, `arms[seed=1]`, or external: `open_clip:ViT-B-32/openai`.
 
     Class attributes say what it must resolve to. Do not instantiate this class; write `Ref[Model]` in a field.
     """

@@ -1,9 +1,10 @@
 """YAML 1.2 (core schema) with positions.
 
-PyYAML reads YAML 1.1, where `no` is false, `010` is 8 and `1e-3` is text. Its parser is right, only its reading of plain scalars
-is old: here its events are turned into values by the 1.2 rules, with the position of every key and value kept. What has no place
-in a recipe is refused with one positioned error: duplicate keys, tags (a tag can name a Python object), several documents,
-anchors that contain themselves or expand beyond `MAX_NODES`, other encodings than UTF-8, files above `MAX_BYTES`.
+PyYAML reads YAML 1.1, where `no` is false, `010` is 8 and `1e-3` is text. Its parser is right, only its reading of
+plain scalars is old: here its events are turned into values by the 1.2 rules, with the position of every key and
+value kept. What has no place in a recipe is refused with one positioned error: duplicate keys, tags (a tag can name
+a Python object), several documents, anchors that contain themselves or expand beyond `MAX_NODES`, other encodings
+than UTF-8, files above `MAX_BYTES`.
 
 Values are built from events and not by PyYAML's composer: its C version recurses without a limit.
 """
@@ -212,7 +213,9 @@ class _Builder:
         if anchor in self.open_anchors:
             _refuse(position, f"the anchor &{anchor} contains itself", path)
         if anchor not in self.anchors:
-            _refuse(position, f"there is no anchor &{anchor} before this", path, suggestion=nearest(anchor, self.anchors))
+            _refuse(
+                position, f"there is no anchor &{anchor} before this", path, suggestion=nearest(anchor, self.anchors)
+            )
         value, below = self.anchors[anchor]
         self.count(position, len(below))
         self.placed += [(path + relative, mark) for relative, mark in below]
@@ -254,7 +257,9 @@ def _refuse_syntax(error: yaml.MarkedYAMLError, builder: _Builder) -> NoReturn:
         text = builder.lines[line]
         indent = text[: len(text) - len(text.lstrip())]
         if "\t" in indent:
-            _refuse(builder.position(line, indent.index("\t")), "a tab is used for indentation; YAML allows only spaces")
+            _refuse(
+                builder.position(line, indent.index("\t")), "a tab is used for indentation; YAML allows only spaces"
+            )
     context = ""
     if error.context:
         context = f" ({error.context}" + (f" that starts on line {first + 1})" if first != mark.line else ")")

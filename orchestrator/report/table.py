@@ -157,7 +157,7 @@ def _sizes(measures: Sequence[Mapping[str, Any]]) -> list[str]:
         else:
             line = f"{sizes['images']:,} images, {sizes['texts']:,} captions"
             if sizes["styles"] > 1:
-                line += f", in {sizes['styles']} styles of their own"
+                line += f", each within its style ({sizes['styles']} of them)"
         lines[measure["split"]] = f"{measure['split']}: {line}"
     return list(lines.values())
 

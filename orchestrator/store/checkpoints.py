@@ -2,17 +2,23 @@
 
     <root>/work/<fingerprint>/<generation>/ckpt-<samples>/...    written by that generation's holder only, marker last
 
-Resume takes the highest complete checkpoint of any generation; an incomplete one does not exist. What is inside is the training
-loop's business (training/checkpoint.py); here are only names, atomicity and retention.
+Resume takes the highest complete checkpoint of any generation; an incomplete one does not exist. What is inside is the
+training loop's business (training/checkpoint.py); here are only names, atomicity and retention.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from orchestrator.io.storage import Storage
+from orchestrator.errors import OrchError
+from orchestrator.io.storage import Storage, check_key
+
+MARKER = "complete.json"
 
 
 @dataclass(frozen=True)
@@ -33,17 +39,92 @@ class CheckpointStore:
     generation: int
 
     def save(self, samples: int, files: Mapping[str, bytes | Path]) -> CheckpointRef:
-        """Write the files, then the marker (sizes and SHA-256 of each). Readers see all of it or nothing."""
-        raise NotImplementedError
+        """Write the files, then the marker (sizes and SHA-256 of each). Readers see all of it or nothing.
+
+        A checkpoint of this generation at the same samples is replaced. Each file is hashed from what is given, so a
+        Path must not change meanwhile.
+        """
+        if MARKER in files:
+            raise ValueError(f"'{MARKER}' is the marker's own name")
+        ref = CheckpointRef(samples, self.generation, f"{self._root}/{self.generation}/ckpt-{samples}")
+        self.storage.delete(f"{ref.prefix}/{MARKER}")
+        marker = {}
+        for name, data in files.items():
+            self.storage.put(check_key(f"{ref.prefix}/{name}"), data)
+            marker[name] = _facts(data)
+        self.storage.put(f"{ref.prefix}/{MARKER}", json.dumps({"format": 1, "files": marker}, sort_keys=True).encode())
+        return ref
 
     def latest(self) -> CheckpointRef | None:
         """The complete checkpoint with the most samples, of any generation; the newer generation wins a tie."""
-        raise NotImplementedError
+        return max(self.complete(), key=lambda ref: (ref.samples, ref.generation), default=None)
+
+    def complete(self) -> list[CheckpointRef]:
+        """All complete checkpoints of all generations, those with the fewest samples first."""
+        found = [ref for ref in self._places() if self.storage.head(f"{ref.prefix}/{MARKER}") is not None]
+        return sorted(found, key=lambda ref: (ref.samples, ref.generation))
+
+    def files(self, ref: CheckpointRef) -> dict[str, int]:
+        """Names and sizes in bytes of a checkpoint's files."""
+        return {name: facts["size"] for name, facts in self._marker(ref).items()}
 
     def read(self, ref: CheckpointRef, name: str) -> bytes:
-        """One file of a checkpoint, verified against the marker."""
-        raise NotImplementedError
+        """One file of a checkpoint, verified against the marker; KeyError if there is none, OrchError if damaged."""
+        facts = self._marker(ref)[name]
+        key = f"{ref.prefix}/{name}"
+        try:
+            data = self.storage.get(key)
+        except FileNotFoundError:
+            raise self._damaged(ref, name) from None
+        if _facts(data) != facts:
+            raise self._damaged(ref, name)
+        return data
 
     def prune(self, keep: int) -> None:
         """Delete this generation's complete checkpoints but the last `keep` (marker first)."""
-        raise NotImplementedError
+        mine = [ref for ref in self.complete() if ref.generation == self.generation]
+        for ref in mine[: max(0, len(mine) - keep)]:
+            self._delete(ref)
+
+    def clear(self) -> None:
+        """Delete every checkpoint of every generation; for the lease's holder, once the artifact is published."""
+        for ref in self._places():
+            self._delete(ref)
+
+    @property
+    def _root(self) -> str:
+        return f"work/{self.fingerprint}"
+
+    def _places(self) -> list[CheckpointRef]:
+        """Where checkpoints are or were begun, complete or not."""
+        return [
+            CheckpointRef(int(name[5:]), int(generation), f"{self._root}/{generation}/{name}")
+            for generation in self.storage.children(self._root)
+            if generation.isdigit()
+            for name in self.storage.children(f"{self._root}/{generation}")
+            if name.startswith("ckpt-") and name[5:].isdigit()
+        ]
+
+    def _delete(self, ref: CheckpointRef) -> None:
+        self.storage.delete(f"{ref.prefix}/{MARKER}")
+        for info in self.storage.list(ref.prefix):
+            self.storage.delete(info.key)
+
+    def _marker(self, ref: CheckpointRef) -> dict[str, Any]:
+        try:
+            return json.loads(self.storage.get(f"{ref.prefix}/{MARKER}"))["files"]
+        except (FileNotFoundError, ValueError, KeyError):
+            raise self._damaged(ref, MARKER) from None
+
+    def _damaged(self, ref: CheckpointRef, name: str) -> OrchError:
+        return OrchError(
+            f"{self.storage.where(f'{ref.prefix}/{name}')}: this file of the checkpoint is missing or damaged",
+            f"delete {self.storage.where(ref.prefix)} and submit again: work goes on from the checkpoint before it",
+        )
+
+
+def _facts(data: bytes | Path) -> dict[str, Any]:
+    if isinstance(data, bytes):
+        return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    with open(data, "rb") as file:
+        return {"size": data.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -60,6 +60,8 @@ class TrainSettings(Config):
     """What is done to images in training."""
     captions: CaptionPolicy = CaptionPolicy()
     """Which caption of a sample is seen."""
+    max_bad_samples: Annotated[int, Field(ge=0)] = 0
+    """How many samples may turn out undecodable and be replaced by others, before the training fails."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When loss or gradient is not finite: stop, or skip the step. The batch's sample ids are kept either way."""
     nonfinite_limit: Count = 10

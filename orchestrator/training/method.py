@@ -1,14 +1,16 @@
 """What differs between training methods, and nothing else: the `Method` contract.
 
-The loop, data, precision, distribution, checkpoints, logging and resume are shared (training/). A method owns the trained modules,
-says what it wants to see of each sample (`views`), turns a micro-batch into features (`encode`, which gradient caching may run
-twice), features into named loss terms (`loss`, which gathers over ranks itself and is right at any number of them), and may act
-between steps and episodes. A method that needs less overrides less: plain CLIP is `encode` and `loss`.
+The loop, data, precision, distribution, checkpoints, logging and resume are shared (training/). A method owns the
+trained modules, says what it wants to see of each sample (`views`), turns a micro-batch into features (`encode`, which
+gradient caching may run twice), features into named loss terms (`loss`, which gathers over ranks itself and is right
+at any number of them), and may act between steps and episodes. A method that needs less overrides less: plain CLIP is
+`encode` and `loss`.
 
-Tried on paper against the systems to come: TinyCLIP's learnable masks are a phase with two optimiser groups, whose end hook prunes
-the model and rebuilds the optimisers; ProtoCLIP's episodes are a `sampler` plus `on_episode_start`, which extracts features and
-clusters; A-CLIP asks for three image views with boxes and keeps its EMA tower in `on_step_start`; FLAME asks for text Embeddings
-by uid and has no text tower; LexVLA's sparse scores are its Model's `score`; the captioner's `encode` yields token logits and codes.
+Tried on paper against the systems to come: TinyCLIP's learnable masks are a phase with two optimiser groups, whose end
+hook prunes the model and rebuilds the optimisers; ProtoCLIP's episodes are a `sampler` plus `on_episode_start`, which
+extracts features and clusters; A-CLIP asks for three image views with boxes and keeps its EMA tower in
+`on_step_start`; FLAME asks for text Embeddings by uid and has no text tower; LexVLA's sparse scores are its Model's
+`score`; the captioner's `encode` yields token logits and codes.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.models.interface import Model
 from orchestrator.recipe.schema import Config
 from orchestrator.training.types import Batch, Group, Phase, Views, World
 
 Features = Mapping[str, Tensor]
-"""What `encode` yields: name -> [rows of the micro-batch, ...]. Concatenated over micro-batches along the first axis."""
+"""What `encode` yields: name -> [rows of the micro-batch, ...]. Concatenated over micro-batches along the rows."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Build:
         batch: global batch.
         world: ranks and device.
         seed: of the stage.
+        preprocess, tokenizer: the model's; `teacher_preprocess`, `teacher_tokenizer`: the teacher's. A method whose
+            teacher sees the student's batch refuses the pairs that do not fit.
     """
 
     model: Model
@@ -60,10 +65,14 @@ class Build:
     batch: int
     world: World
     seed: int
+    preprocess: Preprocess | None = None
+    tokenizer: Tokenizer | None = None
+    teacher_preprocess: Preprocess | None = None
+    teacher_tokenizer: Tokenizer | None = None
 
 
 class Method(nn.Module):
-    """Base of all methods. Registered sub-modules are what is checkpointed, moved and wrapped for distributed training."""
+    """Base of all methods. Registered sub-modules are what is checkpointed, moved and made equal on all ranks."""
 
     gradient_cache: ClassVar[bool] = True
     """False where batch statistics forbid encoding in micro-batches."""
@@ -93,13 +102,14 @@ class Method(nn.Module):
     def loss(self, features: Features, state: Mapping[str, Any]) -> LossOutput:
         """Features of this rank's whole batch to loss terms.
 
-        Gathers over `self.world` inside, with gradient, so that the mean over ranks of the back-propagated gradients equals the
-        gradient of the loss on the concatenated batch. `state` has `samples` (seen before this step) and `phase`.
+        Gathers over `self.world` inside, with gradient, so that the mean over ranks of the back-propagated gradients
+        equals the gradient of the loss on the concatenated batch. `state` has `samples` (seen before this step) and
+        `phase`.
         """
         raise NotImplementedError
 
     def groups(self, phase: Phase) -> Sequence[Group]:
-        """Parameter groups of a phase. Default: all trainable parameters, weight decay on those of two or more dimensions."""
+        """Parameter groups of a phase. Default: all that is trainable, weight decay on two or more dimensions."""
         decay, plain = [], []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -114,7 +124,7 @@ class Method(nn.Module):
         """For instance TinyCLIP's pruning; the next phase's optimisers are new."""
 
     def structure(self) -> Mapping[str, Any]:
-        """Plain values that tell what finished phases did to the modules' shapes (pruned widths); kept in checkpoints."""
+        """Plain values that tell what finished phases did to the modules' shapes; kept in checkpoints."""
         return {}
 
     def restore_phase(self, phase: Phase, structure: Mapping[str, Any]) -> None:

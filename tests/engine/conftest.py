@@ -7,5 +7,6 @@ import sys
 from pathlib import Path
 
 HERE = str(Path(__file__).parent)
+ROOT = str(Path(__file__).parents[2])
 sys.path.insert(0, HERE)
-os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (HERE, os.environ.get("PYTHONPATH")) if p)
+os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (HERE, ROOT, os.environ.get("PYTHONPATH")) if p)

@@ -1,7 +1,7 @@
 """Toy stages for the engine's tests: quick, free of torch, and told by their configuration how to behave.
 
-What a stage did is left in a directory outside the store (`trace`), one file an execution, so that tests count executions also
-across killed processes.
+What a stage did is left in a directory outside the store (`trace`), one file an execution, so that tests count
+executions also across killed processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from orchestrator.stages.base import Outcome, StageConfig, StageContext
 
 
 class Toy(StageConfig):
-    """Writes its name and its inputs' content; `behaviour` is execution-only, so that it can change between submits."""
+    """Writes its name and its inputs' content.
+
+    `behaviour` is execution-only, so that it can change between submits.
+    """
 
     outputs: ClassVar[Mapping[str, type[Artifact]]] = {"default": Dataset}
     runner: ClassVar[str] = "toy_kinds:run"
@@ -85,7 +88,9 @@ def count(trace: Path, stage: str, ending: str = "*") -> int:
     return len(list(trace.glob(f"{stage}-*.{ending}")))
 
 
-def plan(shape: Mapping[str, tuple[str, ...]], trace: Path, behaviours: Mapping[str, str] | None = None, **settings) -> Plan:
+def plan(
+    shape: Mapping[str, tuple[str, ...]], trace: Path, behaviours: Mapping[str, str] | None = None, **settings
+) -> Plan:
     """A plan of toys: stage -> the stages it needs."""
     import hashlib
 
@@ -112,5 +117,3 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "diamond": {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")},
     "islands": {"a": (), "b": ("a",), "x": (), "y": ("x",)},
 }
-
-

@@ -10,7 +10,8 @@ import pytest
 from evaluation_toy import PREPROCESS, ToyDataset, ToyModel, tokenize
 from pydantic import ValidationError
 
-from orchestrator.errors import NotFiniteError, UserError
+from orchestrator.data.dataset import Sample
+from orchestrator.errors import DataError, NotFiniteError, UserError
 from orchestrator.evaluation.config import Retrieval, ZeroShot
 from orchestrator.evaluation.encode import encode
 from orchestrator.evaluation.figures import describe, figures, predictions
@@ -151,6 +152,14 @@ def test_a_diverged_model_is_refused_instead_of_ranked_first():
     model.phase.data.fill_(math.nan)
     with pytest.raises(NotFiniteError):
         answer(dataset, zeroshot(ZeroShot(), dataset), model)
+
+
+def test_an_undecodable_image_is_named_instead_of_left_out():
+    dataset = ToyDataset.make()
+    broken = dataset._samples[70]
+    dataset._samples[70] = Sample(broken.uid, broken.image[:20], broken.captions)
+    with pytest.raises(DataError, match=broken.uid):
+        answer(dataset, zeroshot(ZeroShot(), dataset), ToyModel())
 
 
 def test_scores_come_from_the_model_and_not_from_a_dot_product():

@@ -95,7 +95,14 @@ def test_every_figure_stands_with_its_interval_and_chance():
 
 def test_sizes_parameters_and_speed_are_printed():
     text = drawn(opened())
-    for fact in ("620 images, 1,100 classes", "228 images, 76 classes", "in 2 styles", "5.46 M", "0.72 M", "642"):
+    for fact in (
+        "620 images, 1,100 classes",
+        "228 images, 76 classes",
+        "within its style (2 of them)",
+        "5.46 M",
+        "0.72 M",
+        "642",
+    ):
         assert fact in text
 
 

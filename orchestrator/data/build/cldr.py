@@ -1,7 +1,8 @@
 """Names and keywords of emoji in many languages, from Unicode's CLDR annotations.
 
-CLDR describes a character sequence ("🐱", a flag, a keycap) in two packages: base characters, and derived sequences (skin tones,
-flags). Variation selectors (U+FE0F) are written in some places and not in others: they are stripped from every key here.
+CLDR describes a character sequence ("🐱", a flag, a keycap) in two packages: base characters, and derived sequences
+(skin tones, flags). Variation selectors (U+FE0F) are written in some places and not in others: they are stripped
+from every key.
 """
 
 from __future__ import annotations
@@ -55,14 +56,17 @@ def has_skin_tone(char: str) -> bool:
 
 
 def concept_ids(names: Mapping[str, str]) -> dict[str, str]:
-    """Character sequence -> concept id: the slug of its English name, with code points where two names share a slug."""
+    """Character sequence -> concept id: the slug of its English name, and code points where two share a slug."""
     slugs = {char: slug(name) for char, name in names.items()}
     uses = Counter(slugs.values())
     return {char: text if uses[text] == 1 else f"{text}-{to_hex(char)}" for char, text in slugs.items()}
 
 
 def parse(document: bytes, key: str) -> dict[str, Annotation]:
-    """One annotation file: character sequence -> annotation. Some locales hold no annotations; unnamed sequences are left out."""
+    """One annotation file: character sequence -> annotation, nothing for the locales that only inherit.
+
+    Sequences that have keywords but no name are left out.
+    """
     entries = json.loads(document)[key].get("annotations", {})
     return {
         strip_variation(char): Annotation(entry["tts"][0], tuple(entry.get("default", ())))

@@ -1,10 +1,11 @@
 """Emoji in several drawing styles, with CLDR's names and keywords in many languages.
 
-`emoji` is the sample set that ships with the product: the concepts that all three of its styles draw, skin tones left out.
-`emoji-all` is everything drawn under a licence that asks for attribution at most (OpenMoji and EmojiOne v1 are share-alike).
+`emoji` is the sample set that ships with the product: the concepts that all three of its styles draw, skin tones
+left out. `emoji-all` is everything drawn under a licence that asks for attribution at most (OpenMoji and EmojiOne
+v1 ask for more: they are share-alike).
 
-English captions are in the samples. `captions.parquet` holds every language once per concept, one row group a language:
-concept, lang, name, keywords; its rows belong to samples by `concept`.
+English captions are in the samples. `captions.parquet` holds every language once per concept, one row group a
+language, with the columns concept, lang, name, keywords; its rows belong to samples by `concept`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ SEED = 0
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "pl", "pt", "sw", "tr", "uk", "zh")
 """Of the sample set."""
 CHANGES = (
-    f"drawings rasterised to {IMAGE_SIZE}x{IMAGE_SIZE} pixels and stored as lossless WebP; names and keywords joined to them, "
-    "others left out."
+    f"drawings rasterised to {IMAGE_SIZE}x{IMAGE_SIZE} pixels and stored as lossless WebP; names, keywords and "
+    "categories joined to them, others left out."
 )
 
 
@@ -135,7 +136,7 @@ def in_every_style(found: Sequence[Drawing]) -> list[Drawing]:
 
 
 def categories(groups: Mapping[str, Any], emoji: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Character sequence -> (category, subcategory) as in Unicode's emoji list, from Emojibase's tables; skin tones included."""
+    """Character sequence -> (category, subcategory) of Unicode's emoji list, skin tones included; from Emojibase."""
     labels = {}
     for entry in emoji:
         for variant in (entry, *entry.get("skins", ())):
@@ -154,7 +155,7 @@ def read_categories(file: Path) -> dict[str, tuple[str, str]]:
 def write_captions(
     path: Path, concepts: Mapping[str, str], locales: Mapping[str, Mapping[str, cldr.Annotation]]
 ) -> dict[str, int]:
-    """Write `captions.parquet`: rows by language, then concept. Returns rows per language; languages without rows are left out.
+    """Write `captions.parquet`, rows by language, then concept; returns rows per language, where there are any.
 
     `concepts`: character sequence -> concept id.
     """

@@ -1,6 +1,7 @@
 """Fashion-MNIST: 70,000 grey photographs of clothes in ten classes, from its Debian package.
 
-Labels are in the samples' json: `label` (0 to 9), `class`, `concept` (the class as an id) and `part` (train or test, as published).
+Labels are in the samples' json: `label` (0 to 9), `class`, `concept` (the class as an id) and `part` (train or
+test, as published).
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ ARCHIVE = Archive(
 
 
 def read_idx(data: bytes) -> np.ndarray:
-    """An IDX file of unsigned bytes: two zero bytes, type 8, number of axes, their lengths (big-endian), the values."""
+    """An IDX file of unsigned bytes: 0, 0, type 8, number of axes, their lengths (big-endian uint32), the values.
+
+    ValueError if it is something else.
+    """
     import numpy as np
 
     if data[:3] != b"\0\0\x08":

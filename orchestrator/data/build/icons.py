@@ -1,7 +1,8 @@
 """Icon sets: drawings of emoji as SVG bodies, which of them show what, and their pixels.
 
-An icon is matched to a character sequence by the set's table of code points where it lists the icon, else by the slug of the
-sequence's English name. Pixels are RGBA; what is fully transparent has no colour, so equal drawings have equal pixels.
+An icon is matched to a character sequence by the set's table of code points where it lists the icon, else by the
+slug of the sequence's English name. Pixels are RGBA; what is fully transparent has no colour, so equal drawings
+have equal pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 RENAMED: dict[str, dict[str, str]] = {"noto-v1": {"keycap-pound": "keycap: #"}}
-"""Style -> icon -> English name, where the icon is called otherwise. The slugs of all symbol keycaps are "keycap", the blank key."""
+"""Style -> icon -> English name of what it shows, where slugs mislead: "keycap: #" has that of the blank key."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class IconSet:
         by_name = {name: char for char, name in names.items()}
         renamed = {icon: by_name[name] for icon, name in RENAMED.get(self.style, {}).items() if name in by_name}
         matched = {icon: renamed.get(icon) or listed.get(icon) or by_slug.get(icon) for icon in self.icons}
-        return {icon: char for icon, char in matched.items() if char in names}
+        return {icon: char for icon, char in matched.items() if char is not None and char in names}
 
     def svg(self, icon: str, pixels: int) -> str:
         """A whole SVG document; an oblong icon is centred in the square."""

@@ -1,7 +1,8 @@
 """Deterministic WebDataset shards, and the digest that says what is in them.
 
-A shard's bytes depend on its samples alone: fixed tar headers, members in a fixed order. The content digest goes further: it is
-taken over decoded pixels and captions, so it stays the same when a newer library compresses an image into other bytes.
+A shard's bytes depend on its samples alone: fixed tar headers, members in a fixed order. The content digest goes
+further: it is taken over decoded pixels and captions, so it stays the same when a newer library compresses an image
+into other bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def write_shards(
     folder: Path, prefix: str, samples: Iterable[Mapping[str, bytes]], total: int, largest: int, first_key: int = 0
 ) -> list[dict[str, Any]]:
-    """Write samples (member suffix -> bytes) into as few shards of nearly equal counts as `largest` samples a shard allow.
+    """Write samples (member suffix -> bytes) into as few, nearly equal shards as `largest` samples a shard allow.
 
     Keys are running numbers from `first_key`. Returns name, samples, bytes and sha256 of each shard.
     """

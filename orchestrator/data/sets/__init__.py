@@ -1,6 +1,7 @@
 """Data sets that ship with the product: shards, captions and `set.json`, one folder each.
 
-They were made by `orchestrator.data.build` and are read like anybody's shards. Further sets are built outside the package.
+They were made by `orchestrator.data.build` and are read like anybody's shards. Further sets are built outside the
+package.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ SETS: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji"}
 
 
 def info(name: str) -> dict[str, Any]:
-    """The set's `set.json`: counts, licence, sources, shards with their SHA-256, `content_digest`. KeyError if there is no such set."""
+    """The set's `set.json`: counts, licence, sources, shards, `content_digest`. KeyError if there is no such set."""
     return json.loads((SETS[name] / "set.json").read_text(encoding="utf-8"))
 
 
@@ -24,5 +25,5 @@ def shards(name: str) -> list[Path]:
 
 
 def captions(name: str) -> Path:
-    """Names and keywords in all languages: Parquet of (concept, lang, name, keywords). KeyError if there is no such set."""
+    """Parquet of concept, lang, name, keywords, in all languages. KeyError if there is no such set."""
     return SETS[name] / info(name)["captions"]["name"]

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.errors import Cancelled
 from orchestrator.evaluation import metrics, picture
 from orchestrator.evaluation.config import Retrieval
@@ -31,6 +31,9 @@ from orchestrator.evaluation.encode import encode
 from orchestrator.evaluation.figures import Ranks, describe, figures, predictions
 from orchestrator.evaluation.protocol import Gallery, Measure, galleries
 from orchestrator.models.artifact import load
+from orchestrator.models.count import count
+from orchestrator.models.external import load_external
+from orchestrator.models.interface import Model
 from orchestrator.stages.base import Outcome, StageContext
 from orchestrator.stages.evaluate.config import EvaluateStage
 
@@ -50,7 +53,7 @@ def run(ctx: StageContext) -> Outcome:
     try:
         for key, encoded in _encoded(ctx, config, dataset, measures, keys):
             ranks.append({measure.name: measure.rank(encoded) for measure in measures})
-            sizes.append(parameters(encoded.model))
+            sizes.append(_sizes(encoded.model))
             speeds.append({"images_per_s": encoded.images_per_s, "texts_per_s": encoded.texts_per_s})
             found += [picture.find(ctx.input_names[key], gallery, encoded) for gallery in shown]
     except Cancelled as stop:
@@ -73,16 +76,6 @@ def run(ctx: StageContext) -> Outcome:
     )
 
 
-def parameters(model: nn.Module) -> dict[str, float]:
-    """Number of parameters, with and without token tables (the weights of `nn.Embedding`: 87% of a small CLIP)."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    return {
-        "parameters": float(total),
-        "parameters_without_token_table": float(total - sum(table.numel() for table in tables)),
-    }
-
-
 def _encoded(
     ctx: StageContext, config: EvaluateStage, dataset: Dataset, measures: Sequence[Measure], keys: Sequence[str]
 ):
@@ -92,17 +85,16 @@ def _encoded(
     device = torch.device("cuda" if ctx.resources.gpus else "cpu")
     total, done = len(keys) * (len(rows) + len(texts)), 0
 
-    def tick(count: int) -> None:
+    def tick(number: int) -> None:
         nonlocal done
-        done += count
+        done += number
         ctx.events.emit("progress", done=done, total=total, unit="samples")
         if reason := ctx.should_stop():
             raise Cancelled(reason)
 
     for key in keys:
         ctx.events.emit("phase", name=ctx.input_names[key])
-        model, preprocess, tokenizer = load(ctx.inputs[key])
-        model.to(device).eval()
+        model, preprocess, tokenizer = _load(ctx, key, device)
         yield (
             key,
             encode(
@@ -117,6 +109,21 @@ def _encoded(
                 tick=tick,
             ),
         )
+
+
+def _load(ctx: StageContext, key: str, device: torch.device) -> tuple[Model, Preprocess, Tokenizer]:
+    """A model of the store, or an external one, whose name is its reference."""
+    if key in ctx.inputs:
+        return load(ctx.inputs[key], device)
+    return load_external(ctx.input_names[key], str(device))
+
+
+def _sizes(model: Model) -> dict[str, float]:
+    sizes = count(model)
+    return {
+        "parameters": float(sizes.total),
+        "parameters_without_token_table": float(sizes.without_token_table),
+    }
 
 
 def _gallery(task: Retrieval, dataset: Dataset) -> Gallery:

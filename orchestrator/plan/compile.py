@@ -1,0 +1,163 @@
+"""Recipe to Plan: references become edges, edges and external data become fingerprints.
+
+Stages are taken in an order in which each comes after those it needs, so that every fingerprint is computed from
+finished ones. External data is known by content only: where `identify` does not know a source yet, the stage has no
+fingerprint, and neither has anything that follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.plan.fingerprint import fingerprint, payload
+from orchestrator.plan.types import Input, Node, Plan
+from orchestrator.recipe.errors import Problem, nearest, raise_problems
+from orchestrator.recipe.recipe import Recipe, StageSpec
+from orchestrator.recipe.references import Edge, resolve
+
+Identify = Callable[[str], str | None]
+"""Source of external data to the digest of its content; None if it has not been indexed."""
+IdentifyExternal = Callable[[str], tuple[str | None, str]]
+"""External reference to (identity of its content, "") or (None, why it is unknown); UserError: it cannot be had."""
+
+
+def compile(
+    recipe: Recipe,
+    identify: Identify,
+    identify_external: IdentifyExternal,
+    *,
+    until: Collection[str] = (),
+    rerun: Mapping[str, str] | None = None,
+) -> Plan:
+    """Compile a recipe.
+
+    Args:
+        recipe: the loaded recipe.
+        identify: looks up the digest of a stage's external source.
+        identify_external: identifies an external reference.
+        until: stages to stop at; nothing that they do not need is in the plan. Empty: all.
+        rerun: nonces by stage, for stages to compute anew.
+
+    Raises:
+        RecipeError: references are wrong, or an external artifact cannot be had; all problems at once.
+        UserError: `until` or `rerun` names no stage.
+    """
+    edges, problems = resolve(recipe.stages)
+    raise_problems(problems)
+    nonces = {name: nonce for asked, nonce in (rerun or {}).items() for name in named(recipe, asked)}
+    wanted = _needed({name for asked in until for name in named(recipe, asked)} or set(recipe.stages), edges)
+    externals, problems = _identify_externals(recipe, wanted, edges, identify_external)
+    raise_problems(problems)
+    nodes: dict[str, Node] = {}
+    for name in order(recipe.stages, edges):
+        if name in wanted:
+            spec = recipe.stages[name]
+            nodes[name] = _node(spec, edges[name], nodes, externals, identify, nonces.get(name))
+    return Plan(recipe.name, nodes, recipe.values)
+
+
+def named(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The stages that a name on the command line means: one, or all arms of a matrix; UserError if none."""
+    if name in recipe.groups:
+        return recipe.groups[name]
+    if name in recipe.stages:
+        return (name,)
+    near = nearest(name, [*recipe.stages, *recipe.groups])
+    hint = f"did you mean {near}? " if near else ""
+    raise UserError(f"there is no stage '{name}' in {recipe.path}", f"{hint}stages: {', '.join(recipe.stages)}")
+
+
+def order(stages: Collection[str], edges: Mapping[str, list[Edge]]) -> list[str]:
+    """Stages so that each comes after those it needs; otherwise in the order of the recipe."""
+    done: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name not in done:
+            for needed in sorted({e.stage for e in edges[name] if e.stage is not None}, key=place.__getitem__):
+                visit(needed)
+            done[name] = None
+
+    place = {name: number for number, name in enumerate(stages)}
+    for name in stages:
+        visit(name)
+    return list(done)
+
+
+def _needed(targets: set[str], edges: Mapping[str, list[Edge]]) -> set[str]:
+    """The targets and everything before them."""
+    found: set[str] = set()
+    queue = list(targets)
+    while queue:
+        name = queue.pop()
+        if name not in found:
+            found.add(name)
+            queue += [edge.stage for edge in edges[name] if edge.stage is not None]
+    return found
+
+
+def _identify_externals(
+    recipe: Recipe, wanted: set[str], edges: Mapping[str, list[Edge]], identify_external: IdentifyExternal
+) -> tuple[dict[str, tuple[str | None, str]], list[Problem]]:
+    """Identities of all external references, each looked up once."""
+    known: dict[str, tuple[str | None, str]] = {}
+    problems = []
+    for name, spec in recipe.stages.items():
+        for edge in edges[name] if name in wanted else ():
+            if edge.external is None or edge.external in known:
+                continue
+            try:
+                known[edge.external] = identify_external(edge.external)
+            except UserError as error:
+                message = f"{error.message} ({error.remedy})" if error.remedy else error.message
+                problems.append(Problem(spec.position(edge.path), (*spec.path, *edge.path), message, edge.external))
+    return known, problems
+
+
+def _node(
+    spec: StageSpec,
+    edges: list[Edge],
+    nodes: Mapping[str, Node],
+    externals: Mapping[str, tuple[str | None, str]],
+    identify: Identify,
+    nonce: str | None,
+) -> Node:
+    config: Any = spec.config
+    inputs = tuple(_input(edge, nodes, externals) for edge in edges)
+    sources = tuple(config.external_sources())
+    digests = {source: identify(source) for source in sources}
+    pending = _pending(inputs, externals, digests)
+    body = None
+    if pending is None:
+        body = payload(spec.kind, config, inputs, [d for d in digests.values() if d is not None], nonce)
+    return Node(
+        name=spec.name,
+        kind=spec.kind,
+        config=config,
+        inputs=inputs,
+        resources=config.resources.resolve(),
+        payload=body,
+        fingerprint=fingerprint(body) if body is not None else None,
+        pending=pending,
+        external=sources,
+    )
+
+
+def _input(edge: Edge, nodes: Mapping[str, Node], externals: Mapping[str, tuple[str | None, str]]) -> Input:
+    known = nodes[edge.stage].fingerprint if edge.stage is not None else externals[str(edge.external)][0]
+    return Input(edge.key, edge.artifact, edge.stage, edge.output, edge.external, edge.kind, known)
+
+
+def _pending(
+    inputs: tuple[Input, ...], externals: Mapping[str, tuple[str | None, str]], digests: Mapping[str, str | None]
+) -> str | None:
+    """Why a stage has no fingerprint yet, or None."""
+    unknown = [source for source, digest in digests.items() if digest is None]
+    if unknown:
+        return f"to index first: {', '.join(unknown)}"
+    for reference in inputs:
+        if reference.fingerprint is None and reference.external is not None:
+            return externals[reference.external][1] or f"{reference.external} is not known yet"
+    waits = dict.fromkeys(i.stage for i in inputs if i.fingerprint is None and i.stage is not None)
+    return f"waits for {', '.join(waits)}" if waits else None

@@ -1,0 +1,1 @@
+"""Stage kind `curate`: operators choose among a Dataset's samples, and say why the others are left out."""

@@ -1,0 +1,26 @@
+"""Configuration of the `curate` stage: a Dataset, and the operators that go over it one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from orchestrator.curation import OPERATORS
+from orchestrator.curation.operator import OperatorConfig
+from orchestrator.recipe.schema import Artifact, Dataset, OneOf, Ref
+from orchestrator.stages.base import StageConfig
+
+
+class CurateStage(StageConfig):
+    """Chooses samples by operators, in order; writes a selection, copies no image. Splits stay as they are."""
+
+    outputs: ClassVar[Mapping[str, type[Artifact]]] = {"default": Dataset}
+    runner: ClassVar[str] = "orchestrator.stages.curate.run:run"
+    sources: ClassVar[tuple[str, ...]] = ("orchestrator.stages.curate", "orchestrator.curation", "orchestrator.data")
+
+    data: Ref[Dataset]
+    """The Dataset to choose from."""
+    steps: Annotated[list[Annotated[OperatorConfig, OneOf(OPERATORS)]], Field(min_length=1)]
+    """Operators in order, each a name or `{name: {options}}`."""

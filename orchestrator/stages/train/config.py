@@ -1,0 +1,127 @@
+"""`pretrain`, `distill`, `finetune`: train a model by a method. A recipe writes the method's own options under
+`method:`, everything that all trainings share (training/config.py) directly under the stage, and where the weights
+come from under `init:`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import model_validator
+
+from orchestrator.data import TRANSFORMS_VERSION
+from orchestrator.methods import METHODS
+from orchestrator.methods.config import MethodConfig
+from orchestrator.models.config import Init, ModelSpec
+from orchestrator.recipe.schema import Artifact, Dataset, Model, OneOf, Ref
+from orchestrator.stages.base import ResourceConfig, StageConfig
+from orchestrator.training import LOOP_VERSION
+from orchestrator.training.config import TrainSettings
+
+SMOKE_STEPS = 2
+SMOKE_BATCH = 16
+Teacher = Ref[Model, "encode_image", "encode_text", "score"]
+
+
+class TrainStage(TrainSettings, StageConfig):
+    """What the training kinds share: data, model, method, initial weights, and the loop's settings."""
+
+    outputs: ClassVar[Mapping[str, type[Artifact]]] = {"default": Model}
+    runner: ClassVar[str] = "orchestrator.stages.train.run:run"
+    sources: ClassVar[tuple[str, ...]] = (
+        "orchestrator.training",
+        "orchestrator.methods",
+        "orchestrator.models",
+        "orchestrator.data",
+        "orchestrator.stages.train",
+    )
+
+    data: Ref[Dataset]
+    """Image-text pairs to train on; where they have a column `split`, those with `train` in it."""
+    model: ModelSpec
+    """Shape of the model: a name from the catalog, or an open_clip configuration."""
+    method: Annotated[MethodConfig, OneOf(METHODS)]
+    """Training method, as its name or with its options: `{tinyclip: {...}}`."""
+    init: Init | None = None
+    """Where the initial weights come from. Default: random, from `seed`."""
+
+    @model_validator(mode="after")
+    def _resolve_precision(self) -> Self:
+        """`auto` becomes what it means here, so that it can be part of the stage's identity."""
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16" if self.resources.gpus else "fp32")
+            self.__pydantic_fields_set__.add("precision")
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Self:
+        """A method that distils belongs to a stage with a teacher, any other to a stage without."""
+        if self.method.teacher != ("teacher" in type(self).model_fields):
+            name = METHODS.name_of(self.method)
+            distils = (
+                "needs a teacher: write it in a `distill` stage" if self.method.teacher else "has no use for a teacher"
+            )
+            fitting = [other for other in METHODS if METHODS[other].teacher != self.method.teacher]
+            raise ValueError(f"method {name} {distils}; methods for this kind of stage: {', '.join(fitting)}")
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        workers = self.resources.workers
+        if self.batch % workers:
+            raise ValueError(f"a batch of {self.batch} cannot be shared by {workers} workers")
+        return self
+
+    def capabilities(self) -> frozenset[str]:
+        """What the method's result can do."""
+        return self.method.capabilities
+
+    def versions(self) -> dict[str, int]:
+        """The shared loop, and what makes pixels and tokens."""
+        return {"loop": LOOP_VERSION, "transforms": TRANSFORMS_VERSION}
+
+    def smoke(self) -> Self:
+        """Two steps of a small batch on a CPU-sized model of the same kind, by one CPU worker."""
+        changes: dict[str, Any] = {
+            "model": self.model.smoke(),
+            "steps": SMOKE_STEPS,
+            "samples": None,
+            "epochs": None,
+            "batch": min(self.batch, SMOKE_BATCH),
+            "micro_batch": None,
+            "warmup_steps": min(self.warmup_steps, 1),
+            "precision": "fp32",
+            "report_every": 1,
+            "resources": ResourceConfig(),
+        }
+        return self.model_copy(update=changes)
+
+    def work(self) -> float | None:
+        """Samples to see; unknown before the data are, where the length is in epochs."""
+        return None if self.epochs is not None else float(self.total_samples(0))
+
+
+class Pretrain(TrainStage):
+    """Trains a model on image-text pairs, from random weights or from another model's."""
+
+    method: Annotated[MethodConfig, OneOf(METHODS)] = "clip"
+    """Training method, as its name or with its options."""
+
+
+class Distill(TrainStage):
+    """Trains a model to behave as a larger, frozen teacher does."""
+
+    teacher: Teacher
+    """The model to learn from. In a progressive chain it stays the original one; weights come through `init`."""
+    method: Annotated[MethodConfig, OneOf(METHODS)] = "tinyclip"
+    """Training method, as its name or with its options: `{tinyclip: {...}}`."""
+
+
+class Finetune(TrainStage):
+    """Goes on training a finished model, usually on other data."""
+
+    init: Init
+    """The model to start from."""
+    method: Annotated[MethodConfig, OneOf(METHODS)] = "clip"
+    """Training method, as its name or with its options."""

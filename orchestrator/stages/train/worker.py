@@ -1,0 +1,211 @@
+"""One training worker: opens the data, builds the models, runs the loop, saves the Model. No Ray in here.
+
+`run.py` calls `train` in its own process, or in each of several workers of a Ray trainer; a debugger may call it too.
+All ranks do the same; the first one alone writes checkpoints, events and the Model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.loader import Loader
+from orchestrator.data.preprocess import Preprocess, Tokenizer
+from orchestrator.models import artifact
+from orchestrator.models.count import count
+from orchestrator.models.inheritance import inherit
+from orchestrator.models.open_clip_bridge import create
+from orchestrator.stages.base import EventSink
+from orchestrator.stages.train.config import TrainStage
+from orchestrator.store.artifacts import Handle
+from orchestrator.store.checkpoints import CheckpointRef, CheckpointStore
+from orchestrator.training import checkpoint
+from orchestrator.training.loop import fit
+from orchestrator.training.method import Build, Method
+from orchestrator.training.types import FitSpec, Report, World
+
+STATE = "state.pt"
+"""The one file of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every worker of a stage is told. Picklable.
+
+    Attributes:
+        config, inputs: of the stage.
+        checkpoints: the stage's place for them.
+        resume: the checkpoint to go on from, the same for all workers.
+        threads: compute threads of one worker.
+    """
+
+    config: TrainStage
+    inputs: Mapping[str, Handle]
+    checkpoints: CheckpointStore
+    resume: CheckpointRef | None
+    threads: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended: the final report's metrics, facts about the run, and why it stopped early, if it did."""
+
+    metrics: dict[str, float]
+    summary: dict[str, Any]
+    stopped: str | None
+
+
+def train(
+    job: TrainJob, world: World, events: EventSink, should_stop: Callable[[], str | None], out: Path
+) -> TrainResult:
+    """Train from the last checkpoint to the end, or until asked to stop. The first rank saves the Model into `out`."""
+    torch.set_num_threads(job.threads)
+    config = job.config
+    dataset = Dataset.open(job.inputs["data"])
+    if "split" in dataset.columns:
+        dataset = dataset.where(split="train")
+    total = config.total_samples(len(dataset))
+    method, preprocess, tokenizer = _build(job, world, total)
+    loaders: list[Loader] = []
+
+    def loader(start: int) -> Loader:
+        loaders.append(_loader(job, dataset, method, preprocess, tokenizer, world, start))
+        return loaders[0]
+
+    with checkpoint.BackgroundWriter(lambda samples, data: _keep(job, samples, data)) as writer:
+        io = StageIO(job, world.rank, events, should_stop, writer, total)
+        reports = fit(FitSpec(config, total, preprocess.normalise), method, loader, world, io)
+        report = deque(reports, maxlen=1).pop()
+    if report.final and world.rank == 0:
+        artifact.save(method.result(), preprocess, tokenizer, out)
+    sizes = count(method.result())
+    parameters = {"parameters": sizes.total, "parameters_without_token_table": sizes.without_token_table}
+    summary = {
+        "samples": report.samples,
+        "training_set_size": len(dataset),
+        "epochs": report.samples / len(dataset),
+        "precision": config.precision,
+        "device": world.device.type,
+        "bad_samples": loaders[0].bad_samples,
+    }
+    metrics = dict(report.metrics) | {name: float(value) for name, value in parameters.items()}
+    return TrainResult(metrics, summary, report.stopped)
+
+
+def _build(job: TrainJob, world: World, total: int) -> tuple[Method, Preprocess, Tokenizer]:
+    """The method over the model with its initial weights, and how images and captions are prepared for it.
+
+    Pixels are normalised as the teacher, else the model whose weights are taken, was trained to see them.
+    """
+    config = job.config
+    model = create(config.model.open_clip, seed=config.seed)
+    preprocess = Preprocess(config.model.image_size)
+    tokenizer = Tokenizer(context_length=config.model.context_length)
+    teacher = teacher_preprocess = teacher_tokenizer = None
+    if config.init is not None:
+        source, preprocess, _ = artifact.load(job.inputs["init.from"])
+        inherit(model, source, config.init.mode)
+    if "teacher" in job.inputs:
+        teacher, teacher_preprocess, teacher_tokenizer = artifact.load(job.inputs["teacher"], world.device)
+        preprocess = teacher_preprocess
+    preprocess = dataclasses.replace(preprocess, image_size=config.model.image_size)
+    build = Build(
+        model=model.to(world.device),
+        teacher=teacher,
+        total_samples=total,
+        batch=config.batch,
+        world=world,
+        seed=config.seed,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        teacher_preprocess=teacher_preprocess,
+        teacher_tokenizer=teacher_tokenizer,
+    )
+    module, _, name = config.method.runner.partition(":")
+    method = getattr(importlib.import_module(module), name)(config.method, build)
+    return method.to(world.device), preprocess, tokenizer
+
+
+def _loader(
+    job: TrainJob,
+    dataset: Dataset,
+    method: Method,
+    preprocess: Preprocess,
+    tokenizer: Tokenizer,
+    world: World,
+    start: int,
+) -> Loader:
+    config = job.config
+    return Loader(
+        dataset,
+        batch=config.batch,
+        seed=config.seed,
+        views=method.views(),
+        augment=config.augment,
+        captions=config.captions,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        rank=world.rank,
+        size=world.size,
+        start=start,
+        threads=job.threads,
+        max_bad_samples=config.max_bad_samples,
+    )
+
+
+def _keep(job: TrainJob, samples: int, data: bytes) -> None:
+    job.checkpoints.save(samples, {STATE: data})
+    job.checkpoints.prune(job.config.keep_checkpoints)
+
+
+class StageIO:
+    """The loop's doors (training/types.py `TrainIO`) as a stage has them: its checkpoints, events and stop request."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        rank: int,
+        events: EventSink,
+        should_stop: Callable[[], str | None],
+        writer: checkpoint.BackgroundWriter,
+        total: int,
+    ) -> None:
+        self._job, self._rank, self._events, self._writer, self._total = job, rank, events, writer, total
+        self.should_stop = should_stop
+
+    def save(self, samples: int, state: Mapping[str, Any]) -> None:
+        self._writer.save(samples, state)
+
+    def load(self) -> Mapping[str, Any] | None:
+        ref = self._job.resume
+        if ref is None:
+            return None
+        state = checkpoint.from_bytes(self._job.checkpoints.read(ref, STATE))
+        if self._rank == 0:
+            self._events.emit("resumed", samples=ref.samples, generation=ref.generation)
+        return state
+
+    def report(self, report: Report) -> None:
+        self._events.emit("report", samples=report.samples, metrics=dict(report.metrics))
+        self._events.emit("progress", done=report.samples, total=self._total, unit="samples")
+
+    def phase(self, name: str) -> None:
+        self._events.emit("phase", name=name)
+
+    def message(self, level: str, text: str) -> None:
+        self._events.emit("message", level=level, text=text)
+
+    def nonfinite(self, samples: int, uids: Sequence[str]) -> None:
+        places = self._job.checkpoints
+        key = f"work/{places.fingerprint}/{places.generation}/nonfinite-{samples}.json"
+        places.storage.put(key, json.dumps({"samples": samples, "uids": list(uids)}).encode())
+        self.message("error", f"loss not finite at {samples:,} samples; the ids of its batch are in {key}")

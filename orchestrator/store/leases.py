@@ -1,0 +1,212 @@
+"""Leases: who may work on a fingerprint now.
+
+    <root>/leases/<fingerprint>/<generation>     created if absent; the holder alone rewrites it, as its heartbeat
+
+The highest generation holds; its number is the fencing token that publication, checkpoints and events carry. A lease
+may be taken over when it was released, when its holder ran on this very machine (host, boot, process namespace) and
+is dead, or when its heartbeat is older than its time to live by the server's clock: the age is read off a probe
+object written now, never off a local clock. A holder that was overtaken learns it from its heartbeat (`lost`) or
+from `check`; until then it can write only under its own generation, where nobody takes it for finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from orchestrator.errors import LeaseLostError, OrchError
+from orchestrator.io.storage import Storage
+from orchestrator.store.artifacts import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease, on which machine, and since when (Unix seconds by the owner's clock, for people only)."""
+
+    id: str
+    host: str
+    boot: str
+    """The machine's boot and the process namespace: equal means that process ids can be compared."""
+    pid: int
+    pid_started: str
+    created: float
+    ttl_s: float
+    released: bool = False
+
+    def is_dead(self) -> bool:
+        """True where it can be known here that the process is gone; False if alive or on another machine."""
+        same_machine = (self.host, self.boot) == (socket.gethostname(), _boot())
+        return same_machine and _pid_started(self.pid) != self.pid_started
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease that somebody else has: who, which generation, and how old its last heartbeat is."""
+
+    by: Owner
+    generation: int
+    age_s: float
+
+    @property
+    def expires_in_s(self) -> float:
+        """Seconds until it may be taken over if no heartbeat comes."""
+        return max(0.0, self.by.ttl_s - self.age_s)
+
+
+class Lease:
+    """A lease that this process holds, kept alive by a thread until `release`. A context manager."""
+
+    def __init__(self, storage: Storage, fingerprint: str, generation: int, owner: Owner) -> None:
+        self.fingerprint = fingerprint
+        self.generation = generation
+        self.owner = owner
+        self.lost = threading.Event()
+        """Set when another process has taken over; noticed at the latest one heartbeat after."""
+        self._storage = storage
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"lease-{fingerprint[:8]}", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """LeaseLostError if another process has taken over."""
+        if self.lost.is_set():
+            raise _lost(self.fingerprint, self.generation)
+        try:
+            ensure_current(self._storage, self.fingerprint, self.generation)
+        except LeaseLostError:
+            self.lost.set()
+            raise
+
+    def release(self) -> None:
+        """Let others work on it at once; may be called twice."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        self._thread.join()
+        self._write(replace(self.owner, released=True))
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def _write(self, owner: Owner) -> None:
+        self._storage.put(_key(self.fingerprint, self.generation), json.dumps(asdict(owner), sort_keys=True).encode())
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self.owner.ttl_s / 3):
+            try:
+                self.check()
+                self._write(self.owner)
+            except LeaseLostError:
+                return
+            except OrchError as error:  # the store may come back; whoever publishes checks again
+                log.warning("lease of %s: no heartbeat: %s", self.fingerprint, error)
+
+
+def acquire(store: Store, fingerprint: str, ttl_s: float = 30) -> Lease | Held:
+    """Take the lease of a fingerprint under the next generation, or say who has it.
+
+    Args:
+        store: where.
+        fingerprint: of the stage.
+        ttl_s: seconds without a heartbeat after which another machine may take over; a heartbeat comes each third.
+    """
+    storage = store.storage
+    owner = Owner(
+        id=secrets.token_hex(8),
+        host=socket.gethostname(),
+        boot=_boot(),
+        pid=os.getpid(),
+        pid_started=_pid_started(os.getpid()) or "",
+        created=time.time(),
+        ttl_s=ttl_s,
+    )
+    data = json.dumps(asdict(owner), sort_keys=True).encode()
+    while True:
+        generation = current_generation(storage, fingerprint)
+        if generation:
+            held = _held(storage, fingerprint, generation, owner.id)
+            if held is not None:
+                return held
+        key = _key(fingerprint, generation + 1)
+        # The second half: our own first try may have won although its answer was lost.
+        if storage.create(key, data) or storage.get(key) == data:
+            return Lease(storage, fingerprint, generation + 1, owner)
+
+
+def current_generation(storage: Storage, fingerprint: str) -> int:
+    """The highest generation of a fingerprint's lease; 0 if it never had one."""
+    names = (info.key.rpartition("/")[2] for info in storage.list(f"leases/{fingerprint}"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def ensure_current(storage: Storage, fingerprint: str, generation: int) -> None:
+    """LeaseLostError if a higher generation than this exists; usable in any process (`Store.publish(check=...)`)."""
+    if current_generation(storage, fingerprint) > generation:
+        raise _lost(fingerprint, generation)
+
+
+def _held(storage: Storage, fingerprint: str, generation: int, probe: str) -> Held | None:
+    """Who holds that generation; None if it may be taken over."""
+    key = _key(fingerprint, generation)
+    by = Owner(**json.loads(storage.get(key)))
+    if by.released or by.is_dead():
+        return None
+    heartbeat = storage.head(key)
+    assert heartbeat is not None, "leases are not deleted"
+    probe_key = f"leases/{fingerprint}/probe-{probe}"
+    storage.put(probe_key, b"")
+    now = storage.head(probe_key)
+    storage.delete(probe_key)
+    assert now is not None
+    age_s = now.modified - heartbeat.modified
+    return None if age_s > by.ttl_s else Held(by, generation, max(0.0, age_s))
+
+
+def _key(fingerprint: str, generation: int) -> str:
+    return f"leases/{fingerprint}/{generation}"
+
+
+def _lost(fingerprint: str, generation: int) -> LeaseLostError:
+    return LeaseLostError(
+        f"another process has taken over {fingerprint[:12]} (this one had generation {generation})",
+        "nothing is lost: the other process goes on from the last checkpoint; see `orch status`",
+    )
+
+
+def _boot() -> str:
+    """Identity of the machine's boot and of the process namespace."""
+    if sys.platform != "linux":
+        import psutil
+
+        return str(int(psutil.boot_time()))
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _pid_started(pid: int) -> str | None:
+    """When a process began, in the kernel's own count (a pid may be given again); None if it is dead or a zombie."""
+    if sys.platform != "linux":
+        import psutil
+
+        try:
+            return str(psutil.Process(pid).create_time())
+        except psutil.Error:
+            return None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, started = fields[0], fields[19]
+    return None if state in "ZX" else started

@@ -1,0 +1,84 @@
+"""Kill -9 of the submitting process between any two of its steps: submitting again goes on, and gives the same artifacts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy_kinds
+from toy_kinds import SHAPES, count
+
+from orchestrator.engine.local import LocalExecutor
+from orchestrator.engine.observe import Observer, Observers
+from orchestrator.engine.scheduler import Policy, Scheduler
+from orchestrator.store.artifacts import Store
+from orchestrator.store.runs import create_run
+
+pytestmark = pytest.mark.timeout(120)
+
+NUM_STEPS = 17
+"""Calls of the observer in an undisturbed run of the diamond, at least: four stages, each running, started, done, finished."""
+
+
+class KillsAt(Observer):
+    """Ends this process at its n-th call."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def _count(self) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+    def stage_state(self, node, status):
+        self._count()
+
+    def stage_started(self, node):
+        self._count()
+
+    def stage_finished(self, node, manifest, cached, children):
+        self._count()
+
+
+def submit(root: Path, observer: Observer):
+    plan = toy_kinds.plan(SHAPES["diamond"], root / "trace")
+    store = Store.open(str(root / "store"))
+    observers = Observers([observer], lambda text: None)
+    policy = Policy(poll_s=0.02, elsewhere_s=0.05)
+    return Scheduler(plan, store, LocalExecutor(), create_run(store, "toys", "", {}), observers, policy).run()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("undisturbed")
+    (root / "trace").mkdir()
+    result = submit(root, Observer())
+    return {name: manifest.content_digest for name, manifest in result.manifests.items()}
+
+
+@pytest.mark.parametrize("step", range(0, NUM_STEPS, 2))
+def test_submitting_again_after_a_kill_gives_the_undisturbed_artifacts(step, tmp_path, undisturbed):
+    (tmp_path / "trace").mkdir()
+    killed = subprocess.run([sys.executable, __file__, str(tmp_path), str(step)], timeout=60)
+    assert killed.returncode == (-signal.SIGKILL if step < NUM_STEPS - 1 else 0)
+    begun = {name: count(tmp_path / "trace", name) for name in SHAPES["diamond"]}
+    finished = {name: count(tmp_path / "trace", name, "finished") for name in SHAPES["diamond"]}
+    result = submit(tmp_path, Observer())
+    assert result.ok
+    assert {name: m.content_digest for name, m in result.manifests.items()} == undisturbed
+    for name in SHAPES["diamond"]:
+        again = count(tmp_path / "trace", name) - begun[name]
+        assert again <= 1
+        if result.stages[name].state == "cached":
+            assert again == 0
+            assert finished[name] == 1
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    submit(Path(sys.argv[1]), KillsAt(int(sys.argv[2])))
