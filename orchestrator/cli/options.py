@@ -10,8 +10,6 @@ import click
 if TYPE_CHECKING:
     from orchestrator.store.artifacts import Store
 
-DEFAULT_STORE = "orch-store"
-
 store = click.option(
     "--store", help="Where artifacts are: a folder or s3://bucket/prefix. Default: ORCH_STORE, else ./orch-store."
 )
@@ -25,6 +23,8 @@ smoke = click.option("--smoke", is_flag=True, help="Two steps a stage on CPU-siz
 
 def store_url(given: str | None) -> str:
     """The store that a command speaks of."""
+    from orchestrator.api import DEFAULT_STORE
+
     return given or os.environ.get("ORCH_STORE") or DEFAULT_STORE
 
 
@@ -33,3 +33,13 @@ def open_store(given: str | None) -> Store:
     from orchestrator.store.artifacts import Store
 
     return Store.open(store_url(given))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `45s`, `3m20s`, `2h05m`; empty if unknown."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

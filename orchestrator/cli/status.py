@@ -9,13 +9,6 @@ import click
 from orchestrator.cli import options
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
 @click.command()
 @click.argument("run", required=False)
 @options.store
@@ -44,7 +37,7 @@ def status(run: str | None, store: str | None) -> None:
         end = stage["finished"] or (time.time() if stage["state"] == "running" else None)
         elapsed = None if stage["started"] is None or end is None else end - stage["started"]
         why = stage["reason"] + (f" ({stage['remedy']})" if stage["remedy"] else "")
-        table.add_row(name, stage["kind"], stage["state"], _duration(elapsed), why)
+        table.add_row(name, stage["kind"], stage["state"], options.duration(elapsed), why)
     Console().print(f"{found.id}  {_run_state(found.state())}")
     Console().print(table)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 EXAMPLES = 5
 READ_BYTES = 8 << 20
+TRUNCATED = "shard is truncated"
 
 
 @dataclass
@@ -124,7 +125,9 @@ def _samples(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tuple[str,
                 yield name, members
             name, members = folder + slash + stem, []
         members.append((suffix.lower(), member))
-    if members:
+    if members and TRUNCATED in dropped.counts:  # nobody can tell whether it has members beyond the damage
+        dropped.add("last sample before the damage", f"{key}/{name}")
+    elif members:
         yield name, members
 
 
@@ -152,19 +155,19 @@ def _members(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tarfile.Ta
         try:
             member = tar.next()
         except (tarfile.TarError, ValueError, EOFError):
-            dropped.add("shard is truncated", key)
+            dropped.add(TRUNCATED, key)
             return
         if member is None:
             break
         tar.members.clear()
         if member.offset_data + member.size > size:
-            dropped.add("shard is truncated", key)
+            dropped.add(TRUNCATED, key)
             return
         if not member.isdir():
             yield member
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile ends silently at a damaged header
-        dropped.add("shard is truncated", key)
+        dropped.add(TRUNCATED, key)
 
 
 def _row(file: IO[bytes], name: str, members: Sequence[tuple[str, tarfile.TarInfo]]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Connection:
     address: str
     dashboard_url: str | None
     local: LocalCluster | None
+    made_here: bool = True
 
 
 def home() -> Path:
@@ -98,7 +99,7 @@ def record(cluster: LocalCluster, directory: Path) -> None:
 
 
 def token_path() -> Path:
-    """The authentication token's file: `RAY_AUTH_TOKEN_PATH`, else Ray's own, else one in ORCH_HOME, made if absent."""
+    """The authentication token's file: `RAY_AUTH_TOKEN_PATH`, else Ray's own, else ORCH_HOME's, made if absent."""
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return Path(named).expanduser().absolute()
     ray_default = Path.home() / ".ray" / "auth_token"
@@ -177,7 +178,7 @@ def connect(progress: Progress = lambda text: None, num_cpus: int | None = None)
     """Connect this process as a Ray driver. UserError if `RAY_ADDRESS` cannot be reached."""
     if (running := sys.modules.get("ray")) is not None and running.is_initialized():
         context = running.get_runtime_context()
-        return Connection(context.gcs_address, _url(running.get_dashboard_url()), None)
+        return Connection(context.gcs_address, None, None, made_here=False)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         progress(f"connecting to Ray at {address}")
@@ -204,6 +205,16 @@ def connect(progress: Progress = lambda text: None, num_cpus: int | None = None)
         remedy = "unset RAY_ADDRESS to use a local cluster" if local is None else "`orch cluster down`, then try again"
         raise UserError(f"cannot connect to Ray at {address}: {error}", remedy) from error
     return Connection(address, _url(context.dashboard_url), local)
+
+
+def disconnect(connection: Connection) -> None:
+    """End this process's connection, if `connect` made it; the local cluster's idle time begins."""
+    if connection.made_here:
+        import ray
+
+        ray.shutdown()
+        if connection.local is not None:
+            keep_alive()
 
 
 def keep_alive() -> None:

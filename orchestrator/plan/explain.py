@@ -92,7 +92,7 @@ class Explanation:
 
 
 def explain(plan: Plan, find: Find, history: History) -> Explanation:
-    """Say for every stage of a plan whether it runs, why, and for how long. `history` is asked once a kind that runs."""
+    """Whether every stage of a plan runs, why, and for how long. `history` is asked once a kind that runs."""
     pasts: dict[str, list[Past]] = {}
     statuses = []
     for node in plan.nodes.values():

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.plan.fingerprint import encoded_default, is_execution
-from orchestrator.recipe.annotations import alternatives, fields, is_config
+from orchestrator.recipe.annotations import alternatives, fields, is_config, strip
 from orchestrator.recipe.schema import Config, Table
 
 Snapshot = dict[str, dict[str, Any]]
 
 
 def snapshot(kinds: Table) -> Snapshot:
-    """By class ("method tinyclip", "stage kind distill", "Init"): version and fields with type, default, execution mark."""
+    """By class ("method tinyclip", "Init"): version, and fields with type, default and execution mark."""
     found: Snapshot = {}
     for name in kinds:
         _add(f"{kinds.family} {name}", kinds[name], found)
@@ -53,7 +53,7 @@ def _add(name: str, config: type[Config], found: Snapshot) -> None:
         if default is not ...:
             facts["default"] = default
         entry["fields"][written] = facts
-        for below, inner in _classes(types[written]):
+        for below, inner in () if is_execution(field) else _classes(types[written]):
             _add(below, inner, found)
 
 
@@ -82,5 +82,5 @@ def _spelt(annotation: Any) -> str:
             words.append(f"{origin.__name__}[{', '.join(_spelt(argument) for argument in arguments)}]")
         else:
             words.append(getattr(wanted, "__name__", str(wanted)))
-    optional = type(None) in typing.get_args(annotation)
+    optional = type(None) in typing.get_args(strip(annotation)[0])
     return " or ".join([*words, *(["null"] if optional else [])])

@@ -1,7 +1,7 @@
 """JSON Schema of recipes, for completion and hover texts in editors.
 
 It helps while typing and is more lenient than `load`: fields may come from an extended recipe or a matrix, so none
-is required, and any number or switch may be a `${vars.NAME}`.
+is required, and a value may be a `${vars.NAME}`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def schema(kinds: Mapping[str, type[Config]]) -> dict[str, Any]:
         condition = {"properties": {"kind": {"const": name}}, "required": ["kind"]}
         conditions.append({"if": condition, "then": {"$ref": f"#/$defs/{key}"}})
     top = RecipeFile.model_json_schema()
-    top["properties"]["stages"]["additionalProperties"] = {"$ref": "#/$defs/a stage"}
-    definitions["a stage"] = {
+    top["properties"]["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
+    definitions["stage"] = {
         "type": "object",
         "properties": {"kind": {"enum": list(models), "description": "What kind of stage this is."}},
         "allOf": conditions,
@@ -58,7 +58,7 @@ def write(path: str | os.PathLike[str], kinds: Mapping[str, type[Config]]) -> No
 
 
 def _allow_variables(node: Any) -> None:
-    """Let every number and switch be written as a variable, in place."""
+    """Let every value of a field or a list that is not free text be written as a variable, in place."""
     if isinstance(node, list):
         for item in node:
             _allow_variables(item)
@@ -66,6 +66,16 @@ def _allow_variables(node: Any) -> None:
         for key, item in node.items():
             if key not in ("default", "const", "enum"):
                 _allow_variables(item)
-        if node.get("type") in ("integer", "number", "boolean"):
-            taken = {k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")}
-            node["anyOf"] = [taken, _VARIABLE]
+        for value in [*node.get("properties", {}).values(), node.get("items")]:
+            if isinstance(value, dict):
+                _or_variable(value)
+
+
+def _or_variable(value: dict[str, Any]) -> None:
+    if value.get("type") == "string" and "enum" not in value:
+        return
+    if "anyOf" in value:
+        value["anyOf"].append(_VARIABLE)
+        return
+    taken = {key: value.pop(key) for key in list(value) if key not in ("description", "default", "title")}
+    value["anyOf"] = [taken, _VARIABLE]

@@ -31,6 +31,14 @@ _WANTED = {
     "finite_number": "a finite number",
     "none_required": "nothing",
 }
+_BOUNDS = {
+    "greater_than": "above",
+    "greater_than_equal": "of at least",
+    "less_than": "below",
+    "less_than_equal": "of at most",
+}
+_LENGTHS = ("string_too_short", "too_short", "too_long", "multiple_of", "string_pattern_mismatch")
+_PHRASED = {*_WANTED, *_BOUNDS, *_LENGTHS, "literal_error"}
 _SHAPES = {*_WANTED, "literal_error"}
 Located = list[tuple[Path, Mapping[str, Any]]]
 """Errors with the paths of the values they are about."""
@@ -140,6 +148,10 @@ def _problem(
         return [Problem(place, full, message, value, None, tuple(context["allowed"]))]
     if kind in ("value_error", "assertion_error"):
         return [Problem(place, full, str(context.get("error", error["msg"])), value)]
+    if kind not in _PHRASED and not error["msg"].startswith("Input should be "):  # a validator's own words
+        allowed = tuple(context.get("allowed", ()))
+        near = nearest(value, allowed) if isinstance(value, str) else None
+        return [Problem(place, full, error["msg"], value, near, allowed)]
     wanted = dict.fromkeys(_wanted(e, config, values, p) for p, e in group)
     near, allowed = _literal(group, value)
     message = f"expected {' or '.join(wanted)}, got {shown(value)}"
@@ -155,10 +167,8 @@ def _wanted(error: Mapping[str, Any], config: type[Config], values: Any, path: P
         context.get("gt") == 0 or (noun == "integer" and context.get("ge") == 1)
     ):
         return f"a positive {noun}"
-    bounds = {"greater_than": "above", "greater_than_equal": "of at least", "less_than": "below"}
-    bounds["less_than_equal"] = "of at most"
-    if kind in bounds:
-        return f"{'an' if noun == 'integer' else 'a'} {noun} {bounds[kind]} {next(iter(context.values()))}"
+    if kind in _BOUNDS:
+        return f"{'an' if noun == 'integer' else 'a'} {noun} {_BOUNDS[kind]} {next(iter(context.values()))}"
     if kind == "string_too_short":
         return "text that is not empty"
     if kind == "too_short":
@@ -171,7 +181,7 @@ def _wanted(error: Mapping[str, Any], config: type[Config], values: Any, path: P
         return f"text of the form {context['pattern']}"
     if kind in _WANTED:
         return _WANTED[kind]
-    return error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return error["msg"].removeprefix("Input should be ")
 
 
 def _literal(group: Located, value: Any) -> tuple[str | None, tuple[str, ...]]:

@@ -48,7 +48,8 @@ def write_shard(path: Path, members: Members) -> Path:
 def write_samples(folder: Path, numbers: Sequence[int], shards: int = 2, facts=lambda number: None) -> Path:
     """Samples dealt over shards in the order given."""
     for shard in range(shards):
-        members = [m for n in numbers[shard::shards] for m in sample(f"{n:05d}", n, facts=facts(n))]
+        dealt = enumerate(numbers[shard::shards])
+        members = [m for place, n in dealt for m in sample(f"{place:04d}-{n:04d}", n, facts=facts(n))]
         write_shard(folder / f"{shard:05d}.tar", members)
     return folder
 

@@ -134,20 +134,23 @@ def test_links_and_devices_are_never_followed(tmp_path, kind):
     assert len(rows(tmp_path / "0.tar")) == 1
 
 
-@pytest.mark.parametrize("keep", [700, 512 * 7, 512 * 7 + 100, 512 * 8])
-def test_of_a_truncated_shard_the_whole_samples_are_kept_and_the_damage_is_counted(tmp_path, keep):
-    path = write_shard(tmp_path / "0.tar", [*sample("a", 1), *sample("b", 2)])
+DAMAGE = {"shard is truncated": 1, "last sample before the damage": 1}
+
+
+@pytest.mark.parametrize("keep", [512 * 4 + 100, 512 * 5 + 10, 512 * 6 + 100, 512 * 7 + 5, 512 * 8])
+def test_of_a_truncated_shard_only_samples_that_are_surely_whole_are_kept(tmp_path, keep):
+    path = write_shard(tmp_path / "0.tar", [*sample("a", 1), *sample("b", 2), *sample("c", 3)])
     path.write_bytes(path.read_bytes()[:keep])
-    assert dropped(path)["shard is truncated"] == 1
-    assert [row["key"] for row in rows(path)] == (["a"] if keep > 512 * 4 else []) + (["b"] if keep == 512 * 8 else [])
+    assert dropped(path) == DAMAGE
+    assert len(rows(path)) == (0 if keep < 512 * 5 else 1)
 
 
-def test_a_damaged_header_in_the_middle_is_counted(tmp_path):
-    path = write_shard(tmp_path / "0.tar", [*sample("a", 1), *sample("b", 2)])
+def test_what_comes_after_a_damaged_header_is_counted_as_lost(tmp_path):
+    path = write_shard(tmp_path / "0.tar", [*sample("a", 1), *sample("b", 2), *sample("c", 3)])
     data = bytearray(path.read_bytes())
-    data[512 * 4 : 512 * 5] = b"x" * 512
+    data[512 * 8 : 512 * 9] = b"x" * 512
     path.write_bytes(data)
-    assert dropped(path) == {"shard is truncated": 1}
+    assert dropped(path) == DAMAGE
     assert [row["key"] for row in rows(path)] == ["a"]
 
 

@@ -1,4 +1,6 @@
-"""Kill -9 of the submitting process between any two of its steps: submitting again goes on, and gives the same artifacts."""
+"""Kill -9 of the submitting process between any two of its steps: submitting again goes on, and gives the same
+artifacts.
+"""
 
 from __future__ import annotations
 

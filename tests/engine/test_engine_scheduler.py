@@ -211,7 +211,11 @@ def test_a_lost_lease_stops_its_stage_publishes_nothing_and_uses_the_other_resul
     thread.start()
     wait(lambda: count(trace, "a") == 1)
     running._attempts["a"].lease.lost.set()
-    wait(lambda: running.status["a"].reason == "another submission has taken it over" or running.status["a"].attempts > 1)
+    wait(
+        lambda: (
+            running.status["a"].reason == "another submission has taken it over" or running.status["a"].attempts > 1
+        )
+    )
     assert store.find("toy", plan.nodes["a"].fingerprint) is None
     running.cancel()
     thread.join(30)

@@ -1,4 +1,4 @@
-"""Evaluation of real networks on the committed sample set, through the real store, to the table that a person reads."""
+"""Real networks on the committed sample set, through the real store, to the table that a person reads."""
 
 from __future__ import annotations
 

@@ -1,0 +1,91 @@
+"""From what a person asks for to a `Plan`: load, cut down for `--smoke`, compile against a store. Neither torch nor
+Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from orchestrator.data.source import identify
+from orchestrator.errors import UserError
+from orchestrator.models.external import identify_external
+from orchestrator.plan.compile import compile, named
+from orchestrator.plan.types import Plan
+from orchestrator.recipe.load import load
+from orchestrator.recipe.recipe import Recipe
+from orchestrator.stages import KINDS
+from orchestrator.stages.base import StageConfig
+from orchestrator.store.artifacts import Store
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for; `compile` may be called again once external data have been indexed.
+
+    Attributes:
+        recipe: the loaded recipe, cut down if `smoke`.
+        until: stages to stop at; empty for all.
+        rerun: nonces of the stages to compute anew.
+        said: what `--smoke` replaced, for people.
+    """
+
+    recipe: Recipe
+    until: tuple[str, ...] = ()
+    rerun: Mapping[str, str] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
+
+    def compile(self, store: Store) -> Plan:
+        """The plan, with fingerprints as far as external data are known to this store."""
+        return compile(
+            self.recipe,
+            lambda source: identify(source, store),
+            lambda reference: (identify_external(reference), ""),
+            until=self.until,
+            rerun=self.rerun,
+        )
+
+
+def request(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    until: Collection[str] = (),
+    rerun: Collection[str] = (),
+    smoke: bool = False,
+    kinds: Mapping[str, type[StageConfig]] = KINDS,
+) -> Request:
+    """Load a recipe and what was asked beside it. RecipeError or UserError if any of it is wrong."""
+    recipe = load(path, overrides, kinds=kinds)
+    for name in (*until, *rerun):
+        named(recipe, name)
+    said: list[str] = []
+    if smoke:
+        recipe = cut_down(recipe, said.append)
+    return Request(recipe, tuple(until), {name: secrets.token_hex(8) for name in rerun}, tuple(said))
+
+
+def cut_down(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
+    """Every stage as its kind's `smoke` has it; `say` is told which data were replaced."""
+    stages = {}
+    for name, spec in recipe.stages.items():
+        small = spec.config.smoke()
+        for old, new in zip(spec.config.external_sources(), small.external_sources()):
+            if old != new:
+                say(f"{name}: '{old}' cannot be reached; the sample set '{new}' stands in for it")
+        stages[name] = replace(spec, config=small)
+    return replace(recipe, name=f"{recipe.name}-smoke", stages=stages)
+
+
+def unknown_sources(plan: Plan, store: Store) -> list[str]:
+    """External data to index before every stage can have a fingerprint."""
+    named_once = dict.fromkeys(source for node in plan.nodes.values() for source in node.external if node.pending)
+    return [source for source in named_once if identify(source, store) is None]
+
+
+def check_known(plan: Plan) -> None:
+    """UserError if a stage still has no fingerprint."""
+    for node in plan.nodes.values():
+        if node.fingerprint is None:
+            raise UserError(f"stage '{node.name}' cannot be identified: {node.pending}")

@@ -1,0 +1,35 @@
+"""What a finished run has to show: the tables and pictures of its Reports, gathered from manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.report.table import load, render
+from orchestrator.store.artifacts import Handle, Manifest, Store
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One Report: the stage that made it, its tables for a terminal, and local paths of its pictures."""
+
+    stage: str
+    tables: RenderableType
+    pictures: tuple[Path, ...]
+
+
+def reports(manifests: Mapping[str, Manifest], store: Store) -> Iterator[Shown]:
+    """The Reports among a run's results, in its order."""
+    for stage, manifest in manifests.items():
+        if not {"metrics.json", "paired.json"} <= set(manifest.files):
+            continue
+        handle = Handle(store, manifest)
+        made = {m.fingerprint: m.metrics for m in manifests.values()}
+        models = {key: made.get(use["fingerprint"], {}) for key, use in manifest.inputs.items()}
+        pictures = tuple(handle.local(name) for name in manifest.files if name.endswith(".png"))
+        yield Shown(stage, render(load(handle, models)), pictures)
