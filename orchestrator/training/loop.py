@@ -165,7 +165,7 @@ class _Run:
         self.method.on_step_end(seen)
         terms = {f"loss_{name}": value for name, value in output.terms.items()}
         reported = {"loss": output.total, **terms, **output.reported}
-        self.window.add(reported | {"grad_norm": norm, "learning_rate": torch.tensor(rate)})
+        self.window.add(reported | {"grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)})
 
     def _not_finite(self, batch: Batch) -> None:
         """Keep the batch's ids; go on without this step if the policy allows it."""

@@ -75,7 +75,7 @@ class TrainStage(TrainSettings, StageConfig):
 
     def capabilities(self) -> frozenset[str]:
         """What the method's result can do."""
-        return self.method.capabilities()
+        return self.method.capabilities(self.model)
 
     def versions(self) -> dict[str, int]:
         """The shared loop, and what makes pixels and tokens."""
