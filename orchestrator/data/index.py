@@ -1,15 +1,18 @@
 """Indexing: what is in the tar shards, where, and whether it is usable, without decoding a pixel.
 
-A sample is a run of neighbouring tar members that share a key (path up to the first dot of the file name; img2dataset, webdataset).
-It needs an image (jpg, jpeg, png, webp) and a caption (`txt`, else the json's `caption`). `index_shard` is a pure function of one
-shard, so shards can be indexed anywhere in any order; `merge` numbers equal pairs over all shards and writes the tables.
+A sample is a run of neighbouring tar members that share a key (path up to the first dot of the file name; img2dataset,
+webdataset). It needs an image (jpg, jpeg, png, webp) and a caption (`txt`, else the json's `caption`). `index_shard`
+is a pure function of one shard, so shards can be indexed anywhere in any order; `merge` numbers equal pairs over all
+shards and writes the tables.
 
-- uid: first 16 bytes of SHA-256(SHA-256(image bytes) | SHA-256(primary caption, UTF-8) | count of equal pairs before it, 8 bytes
-  little-endian). All parts have a fixed width, so different samples never spell the same bytes.
-- sample digest: SHA-256 over every member in suffix order (suffix, NUL, SHA-256 of the bytes): what the json says counts too.
+- uid: first 16 bytes of SHA-256(SHA-256(image bytes) | SHA-256(primary caption, UTF-8) | count of equal pairs before
+  it, 8 bytes little-endian). All parts have a fixed width, so different samples never spell the same bytes.
+- sample digest: SHA-256 over every member in suffix order (suffix, NUL, SHA-256 of the bytes): what the json says
+  counts too.
 - content digest: SHA-256 over (uid | sample digest) in uid order: neither shard names nor sample order count.
 
-Whatever is left out is counted with its reason. `INDEX_VERSION` (orchestrator/data) is raised when the same bytes give another index.
+Whatever is left out is counted with its reason. `INDEX_VERSION` (orchestrator/data) is raised when the same bytes give
+another index.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from orchestrator.data import INDEX_VERSION
 from orchestrator.data.captions import SLOTS, UNKNOWN
 from orchestrator.data.tables import FORMATS, LABELS, bytes_column, schemas, write_table
 from orchestrator.io.storage import Storage
@@ -85,7 +87,7 @@ def part_schema() -> pa.Schema:
 
 
 def index_shard(storage: Storage, key: str) -> pa.Table:
-    """Index one tar shard: rows of `part_schema` in tar order; what was left out is JSON in the schema's metadata (`dropped`)."""
+    """Index one tar shard: rows of `part_schema` in tar order; `dropped` in the schema's metadata is JSON."""
     import pyarrow as pa
 
     dropped = Dropped()
@@ -132,7 +134,7 @@ def _samples(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tuple[str,
 
 
 def _refusal(member: tarfile.TarInfo, path: str) -> str | None:
-    """Why a member must not be used, or None. Nothing is ever unpacked here, but keys travel on into tables and shards."""
+    """Why a member must not be used, or None. Nothing is unpacked, but keys travel on into tables and shards."""
     if path.startswith("/") or ".." in path.split("/") or "\\" in path:
         return "hostile member name"
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in path):
@@ -295,9 +297,10 @@ def open_object(storage: Storage, key: str) -> IO[bytes]:
 
 
 def merge(parts: Sequence[Callable[[], pa.Table]], out: Path) -> dict[str, Any]:
-    """Join the parts of all shards (in shard order, each loaded twice) into the tables of a Dataset, written to the folder `out`.
+    """Join the parts of all shards (in shard order, loaded anew for each table) into a Dataset's tables in `out`.
 
-    Returns rows, content digest, column groups, and what was left out. Holds 64 bytes a sample in memory (12 million: 0.8 GB).
+    Returns rows, content digest, column groups, and what was left out. Holds 64 bytes a sample in memory (12 million:
+    0.8 GB).
     """
     import numpy as np
     import pyarrow as pa

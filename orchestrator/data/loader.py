@@ -1,9 +1,10 @@
 """The training loader: a function from position to batch, computed ahead of the step that needs it.
 
-The global order is a keyed permutation of the data, in uid order, for each epoch; global batch number k holds positions
-[k*batch, (k+1)*batch), across the end of an epoch too, and rank r of W takes its r-th contiguous W-th. Augmentation and caption
-choice draw from (seed, purpose, epoch, uid, view). So what is seen depends neither on ranks, workers, shards nor their order, and
-starting at any position costs nothing. A batch is made whole by one thread, several batches at a time.
+The global order is a keyed permutation of the data, in uid order, for each epoch; global batch number k holds
+positions [k*batch, (k+1)*batch), across the end of an epoch too, and rank r of W takes its r-th contiguous W-th.
+Augmentation and caption choice draw from (seed, purpose, epoch, uid, view). So what is seen depends neither on ranks,
+workers, shards nor their order, and starting at any position costs nothing. A batch is made whole by one thread,
+several batches at a time.
 
 Decoded images are kept in memory up to `cache_bytes`: small drawings all fit, and decoding dominates.
 """
@@ -46,8 +47,8 @@ class Loader:
         rank, size: this process among the ranks.
         start: samples seen so far, a multiple of `batch`.
         threads: decoding threads.
-        max_bad_samples: how many samples may turn out undecodable (in this process); each is replaced by the next one in the
-            order, wherever it is met. One more, and the loader raises DataError naming it.
+        max_bad_samples: how many samples may turn out undecodable (in this process); each is replaced by the next
+            one in the order, wherever it is met. One more, and the loader raises DataError naming it.
         cache_bytes: memory for decoded images.
     """
 
@@ -125,7 +126,8 @@ class Loader:
         uids = tuple(self._uids[row] for row in rows.tolist())
         shown = list(zip(epochs.tolist(), uids, samples))
         images = tuple(
-            torch.from_numpy(np.stack([self._image(*one, view) for one in shown])) for view in range(self._views.images)
+            torch.from_numpy(np.stack([self._image(*one, view) for one in shown]))
+            for view in range(self._views.images)
         )
         tokens = tuple(
             self._tokenizer([self._text(*one, view) for one in shown]) for view in range(self._views.captions)
@@ -145,7 +147,7 @@ class Loader:
         return choose(sample[1], self._captions, uniforms(self._seed, "caption", epoch, uid, view)[0])
 
     def _samples(self, rows: np.ndarray) -> list[tuple[Image, tuple[Caption, ...]] | DataError]:
-        """Decoded image and captions of each row, from the cache or the shards; the error where it cannot be decoded."""
+        """Decoded image and captions of each row, from cache or shards; the error where it cannot be decoded."""
         found = {row: self._cache.get(row) for row in rows.tolist()}
         missing = [row for row, sample in found.items() if sample is None]
         results: dict[int, tuple[Image, tuple[Caption, ...]] | DataError] = {r: s for r, s in found.items() if s}
@@ -159,7 +161,7 @@ class Loader:
         return [results[row] for row in rows.tolist()]
 
     def _keep(self, samples: dict[int, tuple[Image, tuple[Caption, ...]] | DataError]) -> None:
-        """Cache what still fits; a full cache stays as it is, for in shuffled epochs no sample is likelier than another."""
+        """Cache what still fits. A full cache stays as it is: in shuffled epochs no sample is likelier than others."""
         with self._lock:
             for row, sample in samples.items():
                 if isinstance(sample, DataError) or row in self._cache:
@@ -176,5 +178,5 @@ class Loader:
         if count > self._max_bad_samples or count == len(self._dataset):
             raise DataError(
                 f"{self._dataset.describe(row)}: {error.message}",
-                f"{count} bad samples, {self._max_bad_samples} allowed; leave them out by a `curate` stage, or repair the shard",
+                f"{count} bad samples, {self._max_bad_samples} allowed; repair or leave out the shard",
             )

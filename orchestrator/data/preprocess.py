@@ -1,8 +1,8 @@
 """From encoded image bytes to pixels, and from captions to token ids: the two settings a Model carries with it.
 
-Images with alpha are composited on a background at decode time: fixed in evaluation, possibly random in training. They are resized
-premultiplied, which is resizing the composited image but for rounding. Pixels stay uint8 until the training step or the evaluator
-normalises them on the device. `TRANSFORMS_VERSION` covers this file.
+Images with alpha are composited on a background at decode time: fixed in evaluation, possibly random in training. They
+are resized premultiplied, which is resizing the composited image but for rounding. Pixels stay uint8 until the
+training step or the evaluator normalises them on the device. `TRANSFORMS_VERSION` covers this file.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Preprocess:
     background: tuple[int, int, int] = (255, 255, 255)
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Encoded image to [3, H, W] uint8: the shorter side resized to `image_size` (bicubic, antialiased), the centre cut out
-        and laid on the background. DataError if undecodable."""
+        """Encoded image to [3, H, W] uint8: the shorter side resized to `image_size` (bicubic, antialiased), the
+        centre cut out and laid on the background. DataError if undecodable."""
         image, size = load(data), self.image_size
         width, height = image.size
         short = min(width, height)
@@ -87,7 +87,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """CLIP's byte-pair encoding (open_clip's SimpleTokenizer). JSON in the Model artifact. Equal captions are encoded once."""
+    """CLIP's byte-pair encoding (open_clip's SimpleTokenizer). JSON in the Model artifact. Equal texts encode once."""
 
     name: str = "clip-bpe"
     context_length: int = 77
@@ -126,7 +126,7 @@ def _bpe() -> Any:
 
 
 def _tokenizer_module() -> ModuleType:
-    """open_clip's tokenizer.py on its own: it needs nothing else of the package, whose import takes seconds and torchvision."""
+    """open_clip's tokenizer.py alone: it needs nothing of the package, whose import takes seconds and torchvision."""
     if "open_clip.tokenizer" in sys.modules:
         return sys.modules["open_clip.tokenizer"]
     package = importlib.util.find_spec("open_clip")

@@ -1,9 +1,9 @@
-"""The order in which samples are seen: one keyed permutation of the data for each epoch, computed position by position.
+"""The order in which samples are seen: one keyed permutation of the data an epoch, computed position by position.
 
-The permutation is a balanced Feistel network over the smallest even number of bits that holds n, walked until it lands below n
-(cycle walking, at most four times the work on average). So a position's sample costs O(1) time and no memory, at any n and any
-position: an exact global shuffle whose resume is a number. Keys come from SHA-2's sibling BLAKE2b over (seed, "order", epoch),
-the round function is splitmix64's finaliser: the order depends on no library's generator and never changes with its version.
+The permutation is a balanced Feistel network over the smallest even number of bits that holds n, walked until it lands
+below n (cycle walking, at most four times the work on average). So a position's sample costs O(1) time and no memory,
+at any n and any position: an exact global shuffle whose resume is a number. Keys come from BLAKE2b over (seed,
+"order", epoch), the round function is splitmix64's finaliser: the order depends on no library's generator.
 """
 
 from __future__ import annotations

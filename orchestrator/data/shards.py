@@ -10,8 +10,9 @@ from orchestrator.errors import DataError
 from orchestrator.io.storage import Storage
 
 COALESCE_BYTES = 16 << 10
-"""Gap over which two ranges are still read in one request. Members of one sample lie nearer; larger gaps mostly read what nobody
-asked for (2,048 ranges of 8 kB out of 64 MB: 858 requests and 23 MB with it, 1,517 requests and 16 MB without)."""
+"""Gap over which two ranges are still read in one request. Members of one sample lie nearer; larger gaps mostly read
+what nobody asked for (2,048 ranges of 8 kB out of 64 MB: 858 requests and 23 MB with it, 1,517 requests and 16 MB
+without)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Shards:
                 return [os.pread(file.fileno(), end - start, start) for start, end in zip(starts, ends)]
         except (FileNotFoundError, ValueError):  # gone, or shorter than it was
             raise DataError(
-                f"shard {self.names[shard]} is not, or no longer whole, at {self.storage.url}/{self.prefix}".rstrip("/"),
-                "put it back, or run the dataset stage again (`orch submit --rerun STAGE`) to say where the data are now",
+                f"shard {self.names[shard]} is not, or no longer whole, at {self.storage.url}/{self.prefix}".rstrip(
+                    "/"
+                ),
+                "put it back, or say where the data are now: correct `source`, and `orch submit --rerun` of the dataset stage",
             ) from None

@@ -6,8 +6,9 @@ A source is a built-in set's name (`emoji`), a folder of tar shards, one shard, 
     <root>/sources/<key>/...      the index tables, and parts of shards while it is being made
     <root>/sources/<key>.json     written last: content digest, shards, what was left out
 
-The key is a SHA-256 over the listing (URL, then name, size and entity tag of each shard): it only finds the digest again without
-reading the data, so the same shards elsewhere are indexed once more and then are the same data. No pyarrow at import: planning calls `identify`.
+The key is a SHA-256 over the listing (URL, then name, size and entity tag of each shard): it only finds the digest
+again without reading the data, so the same shards elsewhere are indexed once more and then are the same data. No
+pyarrow at import: planning calls `identify`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Known:
 
 
 def expand(pattern: str) -> list[str]:
-    """Expand `{00000..01242}` ranges (both ends included, zero-padded like the bounds); UserError if one is malformed."""
+    """Expand `{00000..01242}` ranges (both ends included, zero-padded like the bounds); UserError if malformed."""
     pieces = BRACES.split(pattern)
     choices: list[list[str]] = []
     for number, piece in enumerate(pieces):
@@ -86,7 +87,8 @@ def _range(inside: str, pattern: str) -> list[str]:
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if bounds is None or int(bounds[1]) > int(bounds[2]):
         raise UserError(
-            f"'{{{inside}}}' in source '{pattern}' is not a range", "write it as {00000..01242}: first..last, digits only"
+            f"'{{{inside}}}' in source '{pattern}' is not a range",
+            "write it as {00000..01242}: first..last, digits only",
         )
     padded = any(len(b) > 1 and b.startswith("0") for b in bounds.groups())
     width = max(map(len, bounds.groups())) if padded else 1
@@ -175,8 +177,8 @@ def prepare(
 ) -> str:
     """Index a source and return its content digest; what an interrupted call did is used.
 
-    `cancel` is asked between shards and stops with Cancelled when it answers something true; `on_shard(done, total)` is told
-    of progress. DataError if no sample is usable.
+    `cancel` is asked between shards and stops with Cancelled when it answers something true; `on_shard(done, total)`
+    is told of progress. DataError if no sample is usable.
     """
     found = known(source, store)
     if found is not None:

@@ -7,8 +7,9 @@ Where samples are a concept drawn in a style, four splits say what a test asks f
     ood      the held-out drawing style, of concepts that are trained on: a known thing, an unknown style
     unseen   concepts that are never trained on, in every style, the held-out one included
 
-So every concept of `id` and `ood` has a `train` cell and none of `unseen` has. Which concepts and cells are taken follows from a
-hash of (seed, purpose, concept): neither order nor number of samples matters, and what one concept gets, its duplicates get.
+So every concept of `id` and `ood` has a `train` cell and none of `unseen` has. Which concepts and cells are taken
+follows from a hash of (seed, purpose, concept): neither order nor number of samples matters, and what one concept
+gets, its duplicates get.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def concept_splits(
 ) -> np.ndarray:
     """The split [n] of each sample by its concept and style; samples without either are trained on.
 
-    `unseen`: share of the concepts drawn in a training style that is never trained on (concepts drawn in `ood_style` only are
-    `unseen` too). `held`: share of the remaining concepts with two or more training styles that loses one of these to `id`.
+    `unseen`: share of the concepts drawn in a training style that is never trained on (concepts drawn in `ood_style`
+    only are `unseen` too). `held`: share of the remaining concepts with two or more training styles that loses one of
+    these to `id`.
     """
     drawn: dict[str, set[str]] = defaultdict(set)
     for concept, style in zip(concepts, styles):
@@ -61,7 +63,7 @@ def concept_splits(
 
 
 def holdout_splits(uids: Sequence[str], *, seed: int, holdout: float) -> np.ndarray:
-    """The split [n] of samples without concepts: about a share `holdout` is `id`, the rest `train`, each by its own uid."""
+    """The split [n] of samples without concepts: about a share `holdout` is `id`, each by its own uid."""
     return np.array(["id" if uniforms(seed, "holdout", uid)[0] < holdout else "train" for uid in uids], object)
 
 

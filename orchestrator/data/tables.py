@@ -1,7 +1,7 @@
-"""Parquet tables as the Dataset format wants them: one schema a column group, fixed row groups, the same bytes for the same rows.
+"""Parquet tables as the Dataset format wants them: a schema a group, fixed row groups, equal bytes for equal rows.
 
-Row groups have `ROW_GROUP` rows whatever the sizes of the pieces that were written, so a table does not depend on how the work
-was cut. pyarrow is imported when needed: planning must not pay for it.
+Row groups have `ROW_GROUP` rows whatever the sizes of the pieces that were written, so a table does not depend on how
+the work was cut. pyarrow is imported when needed: planning must not pay for it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def schemas() -> dict[str, pa.Schema]:
     caption = pa.struct([("slot", pa.string()), ("lang", pa.string()), ("text", pa.string())])
     return {
         "index": pa.schema(
-            [("uid", pa.binary(16)), ("image_digest", pa.binary(16)), ("shard", pa.uint32()), *members]
-            + [("format", pa.uint8())]
+            [(name, pa.binary(16)) for name in ("uid", "image_digest")]
+            + [("shard", pa.uint32()), *members, ("format", pa.uint8())]
         ),
         "captions": pa.schema([("captions", pa.list_(caption))]),
         "source": pa.schema([("key", pa.string()), ("source_uid", pa.string())]),

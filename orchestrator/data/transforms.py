@@ -1,8 +1,9 @@
 """Training augmentation: a decoded image and eight random numbers to pixels.
 
-The crop is cut out and scaled in one bicubic, antialiased resize; transparent pixels are resized premultiplied (so no colour bleeds
-in from under them) and laid on the background last, which makes the background an augmentation of its own. All randomness comes in
-as numbers (data/draws.py): the function is pure. PIL and numpy only. `TRANSFORMS_VERSION` covers this file.
+The crop is cut out and scaled in one bicubic, antialiased resize; transparent pixels are resized premultiplied (so no
+colour bleeds in from under them) and laid on the background last, which makes the background an augmentation of its
+own. All randomness comes in as numbers (data/draws.py): the function is pure. PIL and numpy only. `TRANSFORMS_VERSION`
+covers this file.
 """
 
 from __future__ import annotations

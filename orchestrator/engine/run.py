@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +107,7 @@ class _Place:
         connection = cluster.connect(self._say)
         self._connected = True
         self._stack.callback(cluster.disconnect, connection)
+        self._stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints what it thinks of dead workers
         self.dashboard_url = connection.dashboard_url
         if connection.local is not None:
             self._environment = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}

@@ -206,7 +206,7 @@ def _facts(job: Job) -> dict[str, Any]:
 
 
 def _lost_worker(error: BaseException | None) -> WorkerLost | None:
-    """`WorkerLost` where the error comes from a Ray process or node that died under the stage (a rank, a Data task)."""
+    """`WorkerLost` where the error comes from a Ray process or node that died under the stage (a rank)."""
     ray = sys.modules.get("ray")
     while ray is not None and error is not None:
         for failure in (error, *getattr(error, "worker_failures", {}).values()):

@@ -29,7 +29,9 @@ def reports(manifests: Mapping[str, Manifest], store: Store) -> Iterator[Shown]:
         if not {"metrics.json", "paired.json"} <= set(manifest.files):
             continue
         handle = Handle(store, manifest)
-        made = {m.fingerprint: m.metrics for m in manifests.values()}
-        models = {key: made.get(use["fingerprint"], {}) for key, use in manifest.inputs.items()}
+        made = {m.fingerprint: (name, m.metrics) for name, m in manifests.items()}
+        used = {k: made[use["fingerprint"]] for k, use in manifest.inputs.items() if use["fingerprint"] in made}
+        names = {key: name for key, (name, _) in used.items()}  # as this run calls them, whoever made the Report
+        models = {key: metrics for key, (_, metrics) in used.items()}
         pictures = tuple(handle.local(name) for name in manifest.files if name.endswith(".png"))
-        yield Shown(stage, render(load(handle, models)), pictures)
+        yield Shown(stage, render(load(handle, models, names)), pictures)

@@ -88,12 +88,15 @@ class Lease:
             raise
 
     def release(self) -> None:
-        """Let others work on it at once; may be called twice."""
+        """Let others work on it at once; may be called twice. If the store is down, the lease expires by itself."""
         if self._stopped.is_set():
             return
         self._stopped.set()
         self._thread.join()
-        self._write(replace(self.owner, released=True))
+        try:
+            self._write(replace(self.owner, released=True))
+        except OrchError as error:
+            log.warning("lease of %s: not released: %s", self.fingerprint, error)
 
     def __enter__(self) -> Lease:
         return self

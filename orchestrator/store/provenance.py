@@ -40,12 +40,12 @@ PACKAGES = (
 DIFF_BYTES = 256 << 10
 """An uncommitted difference is kept up to this length."""
 
-_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+_SECRET = r"(?:secret|token|password|passwd|credentials?|api[_-]?key|access[_-]?key)"
+_SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
 _USERINFO = re.compile(r"(://)[^/\s@]+@")
-_ASSIGNED = re.compile(
-    r"((?:secret|token|password|passwd|credential|api[_-]?key|access[_-]?key)[\w-]*['\"]?\s*[=:]\s*)['\"]?[^\s'\",]+",
-    re.IGNORECASE,
-)
+# In code most things called token are none: only a long value with a digit in it is taken for a secret.
+_LITERAL = re.compile(_SECRET + r"""['"]?\s*[=:]\s*['"]?(?=[\w+/-]*\d)([\w+/-]{16,})""", re.IGNORECASE)
+_OPTION = re.compile(rf"(--[\w-]*{_SECRET}=|[\w.]*{_SECRET}=).+", re.IGNORECASE)
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 
 
@@ -118,23 +118,20 @@ def source_digest(package: str) -> str:
 def redact_arguments(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
     """A command line as `redact` has it, and `***` for the argument after an option that is named like a secret."""
     result: list[str] = []
+    follows = False
     for argument in argv:
-        follows = (
-            bool(result)
-            and result[-1].startswith("--")
-            and "=" not in result[-1]
-            and _SECRET_NAME.search(result[-1].replace("-", "_"))
-        )
-        result.append("***" if follows else redact(argument, environment))
+        result.append("***" if follows else _OPTION.sub(r"\1***", redact(argument, environment)))
+        follows = argument.startswith("--") and "=" not in argument and bool(_SECRET_NAME.search(argument))
     return result
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text with `***` for secrets: values of variables named so, user:password@, `token=...`, AWS key ids."""
+    """The text with `***` for secrets: values of variables named so, user:password@, long literals, AWS key ids."""
     for name, value in (os.environ if environment is None else environment).items():
         if _SECRET_NAME.search(name) and len(value) >= 6:
             text = text.replace(value, "***")
-    return _KEY_ID.sub("***", _ASSIGNED.sub(r"\1***", _USERINFO.sub(r"\1***@", text)))
+    text = _LITERAL.sub(lambda match: match[0].replace(match[1], "***"), text)
+    return _KEY_ID.sub("***", _USERINFO.sub(r"\1***@", text))
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

@@ -23,13 +23,16 @@ class Window:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._clock: tuple[float, float] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._steps = 0
         self._tokens = 0
         self._elapsed_s = 0.0
         self._waited_s = 0.0
-        self._clock: tuple[float, float] | None = None
 
     def begin(self, feed: Feed) -> None:
         """Start the clock of a window's first step; later ones run on."""
@@ -38,6 +41,7 @@ class Window:
 
     def end(self, feed: Feed, batch: Batch) -> None:
         """A step is done: count it, its text tokens (as computed, padding included) and the time."""
+        assert self._clock is not None
         started, waited = self._clock
         self._steps += 1
         self._tokens += sum(tokens.numel() for tokens in batch.tokens)
@@ -82,9 +86,7 @@ class Window:
             metrics["tokens_per_s"] = self._tokens * self.world.size / self._elapsed_s
             metrics["data_wait_share"] = self._waited_s / self._elapsed_s
         metrics["memory_bytes"] = _memory_bytes(self.world.device)
-        clock = self._clock
-        self.__init__(self.world)
-        self._clock = clock
+        self._reset()
         return metrics
 
     def _average(self) -> None:

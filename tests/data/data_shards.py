@@ -59,7 +59,12 @@ def open_store(path: Path | str) -> Store:
 
 
 def run_stage(
-    store: Store, config: StageConfig, folder: Path, kind: str, fingerprint: str, inputs: Mapping[str, Handle] | None = None
+    store: Store,
+    config: StageConfig,
+    folder: Path,
+    kind: str,
+    fingerprint: str,
+    inputs: Mapping[str, Handle] | None = None,
 ) -> tuple[Handle, Outcome]:
     """Run a stage's runner and publish what it wrote, as the engine does."""
     from importlib import import_module
@@ -69,7 +74,20 @@ def run_stage(
     module, _, function = config.runner.partition(":")
     events = SimpleNamespace(emit=lambda type, **fields: None)
     ctx = StageContext(
-        "run", kind, kind, fingerprint, config, inputs or {}, {}, store, out, folder, None, Resources(), events, lambda: None
+        "run",
+        kind,
+        kind,
+        fingerprint,
+        config,
+        inputs or {},
+        {},
+        store,
+        out,
+        folder,
+        None,
+        Resources(),
+        events,
+        lambda: None,
     )
     outcome = getattr(import_module(module), function)(ctx)
     return publish(store, out, kind, fingerprint, outcome), outcome

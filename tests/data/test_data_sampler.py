@@ -34,7 +34,7 @@ def test_epochs_and_seeds_differ():
 
 @pytest.mark.parametrize("size", [10, 1000, 3528])
 def test_rows_are_spread_evenly_over_positions(size):
-    """Over many epochs each position sees all rows alike: means and neighbours behave as those of random permutations."""
+    """Over many epochs each position sees all rows alike; neighbours are as rare as by chance."""
     orders = np.stack([permute(np.arange(size), size, seed=0, epoch=e) for e in range(400)])
     centre, deviation = (size - 1) / 2, np.sqrt((size**2 - 1) / 12 / 400)
     assert np.abs(orders.mean(axis=0) - centre).max() < 5 * deviation

@@ -91,7 +91,9 @@ def test_a_cancelled_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch)
     assert done == [(1, 3), (2, 3)]
     indexed = []
     original = source._write_part
-    monkeypatch.setattr(source, "_write_part", lambda s, shard, *rest: (indexed.append(shard), original(s, shard, *rest)))
+    monkeypatch.setattr(
+        source, "_write_part", lambda s, shard, *rest: (indexed.append(shard), original(s, shard, *rest))
+    )
     assert source.prepare(str(folder), store) == source.prepare(str(folder), open_store(tmp_path / "fresh"))
     assert indexed[:1] == ["00002.tar"]
 
@@ -103,6 +105,10 @@ def test_data_without_a_usable_sample_are_refused_with_the_reasons(tmp_path):
 
 
 def test_importing_sources_loads_nothing_heavy():
-    code = "import sys, orchestrator.data.source, orchestrator.stages.dataset.config, orchestrator.stages.curate.config;"
+    code = (
+        "import sys, orchestrator.data.source, orchestrator.stages.dataset.config, orchestrator.stages.curate.config;"
+    )
     code += "print([m for m in ('torch', 'ray', 'pyarrow', 'numpy', 'PIL') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

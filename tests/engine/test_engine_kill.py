@@ -23,7 +23,7 @@ from orchestrator.store.runs import create_run
 pytestmark = pytest.mark.timeout(120)
 
 NUM_STEPS = 17
-"""Calls of the observer in an undisturbed run of the diamond, at least: four stages, each running, started, done, finished."""
+"""Calls of the observer in an undisturbed run of the diamond and one more: four a stage."""
 
 
 class KillsAt(Observer):

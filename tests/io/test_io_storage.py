@@ -228,7 +228,7 @@ def test_a_full_disk_is_called_so(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_called_so():
-    with pytest.raises(OrchError, match="storage failed|not allowed"):
+    with pytest.raises(OrchError, match=r"storage failed|not allowed"):
         Storage.open("/proc/orch").put("k", b"")
 
 

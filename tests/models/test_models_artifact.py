@@ -135,7 +135,7 @@ def test_a_failed_download_is_a_user_error(reference, monkeypatch):
 
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", fail)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(OrchError, match="cannot be downloaded.*no route to host") as error:
+    with pytest.raises(OrchError, match=r"cannot be downloaded.*no route to host") as error:
         load_external(reference)
     assert isinstance(error.value, UserError)
 

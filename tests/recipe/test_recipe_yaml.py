@@ -70,9 +70,7 @@ def test_aliases_are_copies_with_marks_of_their_own():
     assert str(document.marks[("b", "k", 0)].value) == "r.yaml:1:12"
 
 
-BILLION_LAUGHS = "\n".join(
-    ["a0: &a0 [1]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))]
-)
+BILLION_LAUGHS = "\n".join(["a0: &a0 [1]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from orchestrator.evaluation.figures import describe, figures
 from orchestrator.evaluation.protocol import Measure
+from orchestrator.report.summary import reports
 from orchestrator.report.table import Scores, load, render, table_json
+from orchestrator.store.artifacts import Manifest, Store
 
 SPLITS = {"id": (620, 1100), "ood": (1100, 1100), "unseen": (228, 76)}
 NAMES = ("teacher", "mid", "small", "scratch")
@@ -145,3 +147,30 @@ def test_json_has_the_same_and_is_strict():
         ("small", "teacher"),
         ("small", "scratch"),
     }
+
+
+def test_a_run_shows_its_reports_under_its_own_names_with_the_speed_of_its_trainings(tmp_path):
+    made = report(("old", "model from elsewhere"))
+    (tmp_path / "out").mkdir()
+    for name in ("metrics.json", "paired.json"):
+        (tmp_path / "out" / name).write_bytes(made.read(name))
+    (tmp_path / "out" / "retrieval.png").write_bytes(b"picture")
+    inputs = {
+        "models.0": {"name": "old", "fingerprint": "a"},
+        "models.1": {"name": "model from elsewhere", "fingerprint": "b"},
+    }
+    store = Store.open(str(tmp_path / "store"))
+    empty = {"payload": {}, "files": {}, "summary": {}, "provenance": {}, "content_digest": ""}
+    base = {"attempt": "1", "generation": 1, "run": "r", "started": 0.0, "finished": 1.0, "wall_s": 1.0} | empty
+    model = Manifest(kind="t", fingerprint="a", stage="old", inputs={}, metrics={"samples_per_s": 77.0}, **base)
+    scores = Manifest(kind="e", fingerprint="c", stage="scores", inputs=inputs, metrics={}, **base)
+    scores = store.publish(scores, tmp_path / "out", ("retrieval.png",))
+    (shown,) = reports({"teacher": model, "scores": scores}, store)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(shown.tables)
+    text = console.file.getvalue()
+    assert [shown.stage, shown.pictures[0].read_bytes()] == ["scores", b"picture"]
+    assert "teacher" in text
+    assert "old" not in text
+    assert "model from elsewhere" in text
+    assert " 77 " in text

@@ -21,6 +21,7 @@ from orchestrator.store.checkpoints import CheckpointStore
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "pink", "grey")
 MODEL = "tiny"
+ONE = Resources()
 
 
 @dataclass
@@ -80,7 +81,7 @@ def run_stage(
     fingerprint: str,
     inputs: Mapping[str, Handle] | None = None,
     generation: int = 1,
-    resources: Resources = Resources(),
+    resources: Resources = ONE,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> Done:
     """Call the runner and publish what it wrote, as the engine does, unless it stopped early."""
@@ -111,7 +112,15 @@ def run_stage(
 
 
 def publish(store: Store, out: Path, kind: str, fingerprint: str, outcome: Outcome) -> Handle:
-    facts = {"attempt": "1", "generation": 1, "stage": kind, "run": "run", "payload": {}, "inputs": {}, "provenance": {}}
+    facts = {
+        "attempt": "1",
+        "generation": 1,
+        "stage": kind,
+        "run": "run",
+        "payload": {},
+        "inputs": {},
+        "provenance": {},
+    }
     manifest = Manifest(
         kind=kind,
         fingerprint=fingerprint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -13,7 +14,14 @@ from orchestrator.errors import NotFiniteError, UserError
 from orchestrator.models.artifact import load
 from orchestrator.stages.train.config import Distill, Finetune, Pretrain
 
-COMMON = {"data": "pairs", "model": MODEL, "batch": 8, "warmup_steps": 2, "report_every": 2, "augment": {"scale": [1.0, 1.0]}}
+COMMON = {
+    "data": "pairs",
+    "model": MODEL,
+    "batch": 8,
+    "warmup_steps": 2,
+    "report_every": 2,
+    "augment": {"scale": [1.0, 1.0]},
+}
 
 
 def pretrain(**fields) -> Pretrain:
@@ -47,7 +55,7 @@ def test_pretraining_makes_a_model_that_loads_and_tells_what_it_did(teacher, sto
     assert teacher.outcome.summary["samples"] == 48
     assert teacher.outcome.summary["training_set_size"] < len(stored[1].read("index.parquet"))
     assert [e["samples"] for e in teacher.events.of("report")] == [16, 32, 48]
-    assert [(e["done"], e["total"]) for e in teacher.events.of("progress")] == [(16, 48), (32, 48), (48, 48)]
+    assert [(e["done"], e["total"]) for e in teacher.events.of("progress")] == [(0, 48), (16, 48), (32, 48), (48, 48)]
     assert teacher.events.of("phase") == [{"type": "phase", "name": "train"}]
 
 
@@ -69,7 +77,9 @@ def test_the_same_stage_gives_the_same_bytes(teacher, stored, tmp_path):
 def test_a_stopped_stage_goes_on_in_the_next_generation_to_the_same_bytes(teacher, stored, tmp_path, stop):
     store, data = stored
     fingerprint = f"{stop}" * 64
-    first = run_stage(store, pretrain(), tmp_path, "pretrain", fingerprint, {"data": data}, should_stop=stop_after(stop))
+    first = run_stage(
+        store, pretrain(), tmp_path, "pretrain", fingerprint, {"data": data}, should_stop=stop_after(stop)
+    )
     assert first.outcome.stopped == "cancelled"
     assert list(first.out.iterdir()) == []
     second = run_stage(store, pretrain(), tmp_path, "pretrain", fingerprint, {"data": data}, generation=2)
@@ -101,7 +111,9 @@ def test_distillation_with_inherited_weights_starts_nearer_to_its_teacher(teache
 
 def test_finetuning_starts_from_the_given_weights(teacher, stored, tmp_path):
     store, data = stored
-    config = Finetune.model_validate(COMMON | {"steps": 1, "init": {"from": "t"}, "learning_rate": 1e-9, "weight_decay": 0.0})
+    config = Finetune.model_validate(
+        COMMON | {"steps": 1, "init": {"from": "t"}, "learning_rate": 1e-9, "weight_decay": 0.0}
+    )
     done = run_stage(store, config, tmp_path, "finetune", "9" * 64, {"data": data, "init.from": teacher.handle})
     one, other = (load(handle)[0].state_dict() for handle in (teacher.handle, done.handle))
     for name, tensor in one.items():
@@ -127,14 +139,20 @@ def test_a_loss_that_is_not_finite_keeps_the_ids_in_the_store(stored, tmp_path):
 
 
 def test_smoke_is_two_small_steps_that_run(stored, tmp_path):
-    config = pretrain(model="emoji-96x4", epochs=30.0, steps=None, batch=4096, resources={"gpus": 8, "workers": 8}).smoke()
+    config = pretrain(
+        model="emoji-96x4", epochs=30.0, steps=None, batch=4096, resources={"gpus": 8, "workers": 8}
+    ).smoke()
     done = run_stage(stored[0], config, tmp_path, "pretrain", "6" * 64, {"data": stored[1]})
     assert done.outcome.summary["samples"] == 2 * config.batch
     assert done.outcome.metrics["parameters"] < 3e6
 
 
 def test_precision_auto_is_resolved_before_identity():
-    table = [({}, "fp32"), ({"resources": {"gpus": 1}}, "bf16"), ({"resources": {"gpus": 1}, "precision": "fp32"}, "fp32")]
+    table = [
+        ({}, "fp32"),
+        ({"resources": {"gpus": 1}}, "bf16"),
+        ({"resources": {"gpus": 1}, "precision": "fp32"}, "fp32"),
+    ]
     for fields, expected in table:
         config = pretrain(**fields)
         assert config.precision == expected
@@ -164,8 +182,18 @@ def test_wrong_stages_are_refused(kind, fields, message):
         kind.model_validate(COMMON | {"steps": 1} | fields)
 
 
-def test_configuration_needs_no_torch(tmp_path):
-    import subprocess
-
-    code = "import sys, orchestrator.stages.train.config; print([m for m in ('torch', 'ray', 'mlflow', 'numpy') if m in sys.modules])"
+def test_configuration_needs_no_torch():
+    heavy = "('torch', 'ray', 'mlflow', 'numpy')"
+    code = f"import sys, orchestrator.stages.train.config; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_workers_error_for_people_reaches_them_without_rays_wrapping():
+    from orchestrator.errors import DataError
+    from orchestrator.stages.train.run import _for_people
+
+    inner = DataError("too few samples", "use more")
+    outer = RuntimeError("worker died")
+    outer.__cause__ = inner
+    assert _for_people({0: ValueError("other"), 1: outer}) is inner
+    assert _for_people({0: ValueError("other")}) is None

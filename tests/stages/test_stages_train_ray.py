@@ -1,23 +1,35 @@
-"""Training stages on a real Ray: one worker inside a warm actor, several as a worker group. One cluster for all tests here."""
+"""Training stages on a real Ray: one worker inside a warm actor, several as a worker group. One cluster for all tests
+here.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from stages_train_tiny import MODEL, make_store, run_stage
 
-from orchestrator.errors import DataError
+from orchestrator.models.artifact import load
 from orchestrator.plan.types import Resources
 from orchestrator.stages.train.config import Pretrain
+from orchestrator.store.events import EventReader
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 HERE = str(Path(__file__).parent)
 PATHS = [HERE, str(Path(HERE).parents[1])]
-COMMON = {"data": "pairs", "model": MODEL, "batch": 8, "warmup_steps": 2, "report_every": 2, "augment": {"scale": [1.0, 1.0]}}
+COMMON = {
+    "data": "pairs",
+    "model": MODEL,
+    "batch": 8,
+    "warmup_steps": 2,
+    "report_every": 2,
+    "augment": {"scale": [1.0, 1.0]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +58,51 @@ def stored(tmp_path_factory):
 def train(store, data, folder, fingerprint, workers=1, generation=1, should_stop=lambda: None, **fields):
     config = Pretrain.model_validate(COMMON | {"steps": 6, "resources": {"workers": workers}} | fields)
     resources = Resources(cpus=workers, workers=workers)
-    return run_stage(store, config, folder, "pretrain", fingerprint, {"data": data}, generation, resources, should_stop)
+    return run_stage(
+        store, config, folder, "pretrain", fingerprint, {"data": data}, generation, resources, should_stop
+    )
 
 
-def test_one_worker_in_an_actor_makes_the_same_bytes_as_without_ray(ray_cluster, stored, tmp_path):
+def test_one_worker_in_an_actor_makes_the_bytes_it_makes_without_ray(ray_cluster, stored, tmp_path):
+    """A fit in a warm actor is a call of Ray Train's local mode: nothing is started."""
     store, data = stored
 
     @ray_cluster.remote(num_cpus=1)
     class Warm:
         def train(self, folder, fingerprint):
-            import torch
-
-            torch.set_num_threads(1)
             started = time.perf_counter()
-            handle = train(store, data, folder, fingerprint).handle
-            return handle.manifest.content_digest, time.perf_counter() - started, sys.modules["ray"].is_initialized()
+            done = train(store, data, folder, fingerprint)
+            took_s = time.perf_counter() - started
+            return done.handle.manifest.content_digest, took_s, [event["type"] for event in done.events.seen]
 
     actor = Warm.remote()
-    digests = [ray_cluster.get(actor.train.remote(tmp_path, name * 64), timeout=120) for name in "ab"]
-    import ray
+    first, second = (ray_cluster.get(actor.train.remote(tmp_path, name * 64), timeout=150) for name in "ab")
+    code = f"""
+import sys
+from pathlib import Path
+from orchestrator.store.artifacts import Store
+from test_stages_train_ray import train
+store = Store.open({store.url!r})
+data = store.handle("dataset", {data.manifest.fingerprint!r})
+print(train(store, data, Path({str(tmp_path)!r}), "c" * 64).handle.manifest.content_digest, "ray" in sys.modules)
+"""
+    without = subprocess.check_output(
+        [sys.executable, "-c", code], text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert without.split() == [first[0], "False"]
+    assert second[0] == first[0]
+    assert second[1] < 10
+    assert first[2].count("report") == 3
 
-    ray.shutdown  # the driver's own connection is not what decides: `train` below runs through Train as well
-    here = train(store, data, tmp_path, "c" * 64).handle.manifest.content_digest
-    assert {digest for digest, _, _ in digests} == {here}
-    assert all(initialised for _, _, initialised in digests)
-    assert digests[1][1] < 10
+
+def test_two_workers_train_what_one_trains_and_tell_it_through_the_store(ray_cluster, stored, tmp_path):
+    store, data = stored
+    alone = train(store, data, tmp_path, "1" * 64)
+    pair = train(store, data, tmp_path, "2" * 64, workers=2)
+    assert pair.outcome.summary["workers"] == 2
+    one, other = (load(done.handle)[0].state_dict() for done in (alone, pair))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-3, msg=name)
+    told = EventReader(store.storage, "2" * 64).poll()
+    assert [event["samples"] for event in told if event["type"] == "report"] == [16, 32, 48]
+    assert not [info.key for info in store.storage.list(f"work/{'2' * 64}") if "/workers-" in info.key]

@@ -32,7 +32,8 @@ def run(ctx: StageContext) -> Outcome:
         ctx.events.emit("progress", done=len(funnel), total=len(config.steps), unit="steps")
         if not len(data):
             raise DataError(
-                f"'{facts['operator']}' left no sample of {facts['in']}", "loosen its options: " + json.dumps(facts["dropped"])
+                f"'{facts['operator']}' left no sample of {facts['in']}",
+                "loosen its options: " + json.dumps(facts["dropped"]),
             )
     write_selection(ctx.out, upstream, data.rows)
     report = {"in": len(before), "kept": len(data), "steps": funnel}

@@ -1,7 +1,7 @@
 """Configuration of the `dataset` stage: which data, how they are split, whether they are copied.
 
-Neither `source` nor `import` is identity: the data's content digest is, which the plan puts in their place. So the same shards on
-disk and on S3 are the same stage.
+Neither `source` nor `import` is identity: the data's content digest is, which the plan puts in their place. So the
+same shards on disk and on S3 are the same stage.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class DatasetStage(StageConfig):
     sources: ClassVar[tuple[str, ...]] = ("orchestrator.stages.dataset", "orchestrator.data")
 
     source: Execution[Annotated[str, Field(min_length=1)]]
-    """A built-in set (`emoji`), a folder of WebDataset tar shards, or a pattern of them: `s3://bucket/cc12m/{00000..01242}.tar`."""
+    """A built-in set (`emoji`), a folder of WebDataset tar shards, or a pattern of them:
+    `s3://bucket/cc12m/{00000..01242}.tar`."""
     split: SplitConfig = SplitConfig()
     """Which samples are held out of training."""
     import_: Execution[Literal["auto", "copy", "reference"]] = Field(default="auto", alias="import")
-    """Copy the shards into the store, or refer to where they are. `auto` copies what workers elsewhere could not read: built-in
-    sets and local paths, when the store is remote."""
+    """Copy the shards into the store, or refer to where they are. `auto` copies what workers elsewhere could not read:
+    built-in sets and local paths, when the store is remote."""
 
     @field_validator("source")
     @classmethod

@@ -1,4 +1,4 @@
-"""Runs the `dataset` stage: takes the index that `prepare` made, adds the split column, and says where the shards are."""
+"""Runs the `dataset` stage: takes the index that `prepare` made, adds the splits, says where the shards are."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 
 def run(ctx: StageContext) -> Outcome:
-    """Write the Dataset. The source must have been indexed (`orchestrator.data.source.prepare`); DataError if it has changed since."""
+    """Write the Dataset of a source that `data.source.prepare` has indexed; DataError if it has changed since."""
     config = ctx.config
     assert isinstance(config, DatasetStage)
     found = known(config.source, ctx.store)
     if found is None:
         raise DataError(
-            f"the shards of '{config.source}' changed while the run was being prepared", "submit again: they are indexed anew"
+            f"the shards of '{config.source}' changed while the run was being prepared",
+            "submit again: they are indexed anew",
         )
     tables = _take_tables(ctx, found)
     splits = _splits(tables, config.split)
@@ -88,7 +89,7 @@ def _write_splits(ctx: StageContext, splits: np.ndarray) -> None:
 
 
 def _copies(config: DatasetStage, found: Known, store: Storage) -> bool:
-    """The rule of `import: auto`: a remote store means workers elsewhere, which see neither this package nor this disk."""
+    """The rule of `import: auto`: a remote store means workers elsewhere, which do not see this disk."""
     on_this_machine = found.location.builtin or "://" not in found.location.url
     store_is_remote = store.local("x") is None
     return config.import_ == "copy" or (config.import_ == "auto" and on_this_machine and store_is_remote)
@@ -108,9 +109,7 @@ def _describe(ctx: StageContext, found: Known, copied: bool) -> None:
 
     marker, location = found.marker, found.location
     files = {**marker["columns"], "split": "split.parquet"}
-    columns = {
-        group: {"file": file, "columns": pq.read_schema(ctx.out / file).names} for group, file in files.items()
-    }
+    columns = {group: {"file": file, "columns": pq.read_schema(ctx.out / file).names} for group, file in files.items()}
     write_description(
         ctx.out,
         {
@@ -125,5 +124,7 @@ def _describe(ctx: StageContext, found: Known, copied: bool) -> None:
         },
     )
     where: dict[str, Any] = {"name": location.name}
-    where |= {"copied": "shards"} if copied else {"builtin": location.source} if location.builtin else {"url": location.url}
+    where |= (
+        {"copied": "shards"} if copied else {"builtin": location.source} if location.builtin else {"url": location.url}
+    )
     (ctx.out / "location.json").write_text(json.dumps(where), encoding="utf-8")

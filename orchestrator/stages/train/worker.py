@@ -180,23 +180,22 @@ class StageIO:
         total: int,
     ) -> None:
         self._job, self._rank, self._events, self._writer, self._total = job, rank, events, writer, total
-        self.should_stop = should_stop
+        self._should_stop = should_stop
 
     def save(self, samples: int, state: Mapping[str, Any]) -> None:
         self._writer.save(samples, state)
 
     def load(self) -> Mapping[str, Any] | None:
         ref = self._job.resume
-        if ref is None:
-            return None
-        state = checkpoint.from_bytes(self._job.checkpoints.read(ref, STATE))
         if self._rank == 0:
-            self._events.emit("resumed", samples=ref.samples, generation=ref.generation)
-        return state
+            if ref is not None:
+                self._events.emit("resumed", samples=ref.samples, generation=ref.generation)
+            self._progress(0 if ref is None else ref.samples)
+        return None if ref is None else checkpoint.from_bytes(self._job.checkpoints.read(ref, STATE))
 
     def report(self, report: Report) -> None:
         self._events.emit("report", samples=report.samples, metrics=dict(report.metrics))
-        self._events.emit("progress", done=report.samples, total=self._total, unit="samples")
+        self._progress(report.samples)
 
     def phase(self, name: str) -> None:
         self._events.emit("phase", name=name)
@@ -209,3 +208,9 @@ class StageIO:
         key = f"work/{places.fingerprint}/{places.generation}/nonfinite-{samples}.json"
         places.storage.put(key, json.dumps({"samples": samples, "uids": list(uids)}).encode())
         self.message("error", f"loss not finite at {samples:,} samples; the ids of its batch are in {key}")
+
+    def should_stop(self) -> str | None:
+        return self._should_stop()
+
+    def _progress(self, samples: int) -> None:
+        self._events.emit("progress", done=samples, total=self._total, unit="samples")
