@@ -74,8 +74,8 @@ def load_model(ref: str, store: str | None = None) -> tuple[Model, Preprocess, T
     """A trained model in eval mode on the CPU, with its preprocessing and tokenizer.
 
     Args:
-        ref: a stage (the newest of that name), `run/stage`, the beginning of a fingerprint, a folder with a model, or an
-            external one (`open_clip:ViT-B-32/openai`, `hf-hub:...`).
+        ref: a stage (the newest of that name), `run/stage`, the beginning of a fingerprint, a folder with a model,
+            or an external one (`open_clip:ViT-B-32/openai`, `hf-hub:...`).
         store: as in `submit`.
 
     Raises:

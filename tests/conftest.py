@@ -69,6 +69,9 @@ def s3_server(tmp_path_factory) -> Iterator[S3Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for left in Path("/tmp").glob("seaweedfs-*.sock"):  # sockets outlive it, in /tmp whatever TMPDIR says
+            if int(left.stem.rpartition("-")[2]) - port in (*range(5), *range(10_000, 10_005)):
+                left.unlink(missing_ok=True)
 
 
 @pytest.fixture

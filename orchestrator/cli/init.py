@@ -15,7 +15,7 @@ def init(source: str | None, out: Path) -> None:
     from orchestrator.data.starter import look, recipe
     from orchestrator.engine.doctor import gpu_count
     from orchestrator.errors import UserError
-    from orchestrator.recipe.json_schema import write_schema
+    from orchestrator.recipe.json_schema import write
     from orchestrator.stages import KINDS
 
     if out.exists():
@@ -27,5 +27,5 @@ def init(source: str | None, out: Path) -> None:
     for reason, count in facts.dropped.items():
         click.echo(f"left out: {count} × {reason}")
     out.write_text(recipe(facts, gpu_count()), encoding="utf-8")
-    write_schema(KINDS, out.parent / "schema.json")
+    write(out.parent / "schema.json", KINDS)
     click.echo(f"wrote {out} (and schema.json, for completion in your editor)\nnext: orch plan {out}")

@@ -150,18 +150,21 @@ def compare(a: str, b: str, store: str | None) -> None:
         elif one["fingerprint"] == other["fingerprint"]:
             click.echo(f"{name}: the same")
         else:
-            found = [opened.find(s["kind"], s["fingerprint"]) if s["fingerprint"] else None for s in (one, other)]
-            if None in found:
-                click.echo(f"{name}: differs; not finished in both")
-            else:
-                click.echo(f"{name}:")
-                _differences(found[0], found[1])
+            made = [opened.find(s["kind"], s["fingerprint"]) for s in (one, other) if s["fingerprint"]]
+            done = [manifest for manifest in made if manifest is not None]
+            click.echo(f"{name}:" if len(done) == 2 else f"{name}: differs; not finished in both")
+            if len(done) == 2:
+                _differences(*done)
 
 
 def _differences(a: Manifest, b: Manifest) -> None:
-    from orchestrator.plan.fingerprint import diff
+    from orchestrator.plan.diff import diff
+    from orchestrator.stages import KINDS
 
-    lines = diff(a.payload, b.payload)
+    if a.kind != b.kind:
+        click.echo(f"  a {a.kind} and a {b.kind}: their settings have nothing in common")
+    names_a, names_b = ({key: str(use["name"]) for key, use in m.inputs.items()} for m in (a, b))
+    lines = diff(a.payload, b.payload, KINDS[a.kind], names_a, names_b) if a.kind == b.kind else []
     for name in dict.fromkeys([*a.metrics, *b.metrics]):
         one, other = a.metrics.get(name), b.metrics.get(name)
         if one != other:

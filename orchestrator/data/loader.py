@@ -14,22 +14,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from orchestrator.data.batch import Batch, Views
 from orchestrator.data.captions import CaptionPolicy, choose
 from orchestrator.data.dataset import Caption, Dataset
 from orchestrator.data.draws import uniforms
-from orchestrator.data.preprocess import Preprocess, Tokenizer, load
+from orchestrator.data.preprocess import Preprocess, Tokenizer, composite, load
 from orchestrator.data.sampler import Shuffled
 from orchestrator.data.transforms import Augment, augment
 from orchestrator.errors import DataError
 
+Loaded = tuple[Image, tuple[Caption, ...]]
+"""A sample ready to be shown: its decoded image and its captions."""
 AHEAD = 3
 """Batches under way before the one that is asked for, at least."""
 
@@ -88,7 +91,7 @@ class Loader:
         self._by_uid = np.argsort(dataset.column("uid"), order=("high", "low"))
         self._order = Shuffled(len(dataset), seed)
         self._max_bad_samples, self._cache_bytes = max_bad_samples, cache_bytes
-        self._cache: dict[int, tuple[Image, tuple[Caption, ...]]] = {}
+        self._cache: dict[int, Loaded] = {}
         self._lock = threading.Lock()
         self._ahead = max(AHEAD, threads + 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
@@ -125,13 +128,8 @@ class Loader:
                 sample = samples[place] = self._samples(rows[place : place + 1])[0]
         uids = tuple(self._uids[row] for row in rows.tolist())
         shown = list(zip(epochs.tolist(), uids, samples))
-        images = tuple(
-            torch.from_numpy(np.stack([self._image(*one, view) for one in shown]))
-            for view in range(self._views.images)
-        )
-        tokens = tuple(
-            self._tokenizer([self._text(*one, view) for one in shown]) for view in range(self._views.captions)
-        )
+        images = tuple(self._images(shown, view) for view in range(self._views.images))
+        tokens = tuple(self._tokens(shown, view) for view in range(self._views.captions))
         return Batch(images=images, tokens=tokens, uids=uids)
 
     def _rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,18 +137,23 @@ class Loader:
         epochs, places = self._order.rows(start, count)
         return epochs, self._by_uid[places]
 
-    def _image(self, epoch: int, uid: str, sample: tuple[Image, tuple[Caption, ...]], view: int) -> np.ndarray:
-        draws = uniforms(self._seed, "augment", epoch, uid, view)
-        return augment(sample[0], self._preprocess.image_size, self._augment, draws)
+    def _images(self, shown: Sequence[tuple[int, str, Loaded]], view: int) -> Tensor:
+        """One augmented view of each (epoch, uid, sample): [B, 3, H, W] uint8."""
+        names = [("augment", epoch, uid, view) for epoch, uid, _ in shown]
+        size = self._preprocess.image_size
+        made = [augment(s[0], size, self._augment, uniforms(self._seed, *n)) for n, (_, _, s) in zip(names, shown)]
+        return torch.from_numpy(composite([image for image, _ in made], [colour for _, colour in made]))
 
-    def _text(self, epoch: int, uid: str, sample: tuple[Image, tuple[Caption, ...]], view: int) -> str:
-        return choose(sample[1], self._captions, uniforms(self._seed, "caption", epoch, uid, view)[0])
+    def _tokens(self, shown: Sequence[tuple[int, str, Loaded]], view: int) -> Tensor:
+        """One caption of each (epoch, uid, sample): [B, L] int64."""
+        draws = [uniforms(self._seed, "caption", epoch, uid, view)[0] for epoch, uid, _ in shown]
+        return self._tokenizer([choose(s[1], self._captions, draw) for draw, (_, _, s) in zip(draws, shown)])
 
-    def _samples(self, rows: np.ndarray) -> list[tuple[Image, tuple[Caption, ...]] | DataError]:
+    def _samples(self, rows: np.ndarray) -> list[Loaded | DataError]:
         """Decoded image and captions of each row, from cache or shards; the error where it cannot be decoded."""
         found = {row: self._cache.get(row) for row in rows.tolist()}
         missing = [row for row, sample in found.items() if sample is None]
-        results: dict[int, tuple[Image, tuple[Caption, ...]] | DataError] = {r: s for r, s in found.items() if s}
+        results: dict[int, Loaded | DataError] = {r: s for r, s in found.items() if s}
         if missing:
             for row, data, captions in zip(missing, self._dataset.images(missing), self._dataset.captions(missing)):
                 try:
@@ -160,7 +163,7 @@ class Loader:
             self._keep({row: results[row] for row in missing})
         return [results[row] for row in rows.tolist()]
 
-    def _keep(self, samples: dict[int, tuple[Image, tuple[Caption, ...]] | DataError]) -> None:
+    def _keep(self, samples: dict[int, Loaded | DataError]) -> None:
         """Cache what still fits. A full cache stays as it is: in shuffled epochs no sample is likelier than others."""
         with self._lock:
             for row, sample in samples.items():

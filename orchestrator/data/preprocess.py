@@ -41,14 +41,23 @@ def load(data: bytes) -> Image.Image:
         raise DataError(f"an image cannot be decoded: {reason or type(error).__name__}") from error
 
 
-def composite(image: Image.Image, background: Sequence[int]) -> np.ndarray:
-    """An image as `load` gives it, laid on a colour (0 to 255): [3, H, W] uint8."""
-    pixels = np.asarray(image)
-    if image.mode == "RGBa":
+def composite(images: Sequence[Image.Image], backgrounds: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Images of one size as `load` gives them, each laid on its colour (0 to 255): [n, 3, H, W] uint8."""
+    width, height = images[0].size
+    if all(image.mode == "RGB" for image in images):
+        pixels = _pixels(images, (len(images), height, width, 3))
+    else:
+        four = [image if image.mode == "RGBa" else image.convert("RGBA") for image in images]
+        pixels = _pixels(four, (len(images), height, width, 4))
         clear = 255 - pixels[..., 3:].astype(np.uint16)
-        laid = pixels[..., :3] + (clear * np.asarray(background, np.uint16) + 127) // 255
-        pixels = np.minimum(laid, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        behind = np.asarray(backgrounds, np.uint16)[:, None, None]
+        laid = pixels[..., :3] + (clear * behind + 127) // 255  # colours are premultiplied
+        pixels = np.minimum(laid, 255).astype(np.uint8)  # bicubic may overshoot
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+def _pixels(images: Sequence[Image.Image], shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(b"".join([image.tobytes() for image in images]), np.uint8).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Preprocess:
         if target != image.size:
             image = image.resize(target, Image.Resampling.BICUBIC)
         left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
-        return composite(image.crop((left, top, left + size, top + size)), self.background)
+        return composite([image.crop((left, top, left + size, top + size))], [self.background])[0]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 to float32, (x/255 - mean)/std, on the pixels' device."""

@@ -37,5 +37,5 @@ class Shards:
                 f"shard {self.names[shard]} is not, or no longer whole, at {self.storage.url}/{self.prefix}".rstrip(
                     "/"
                 ),
-                "put it back, or say where the data are now: correct `source`, and `orch submit --rerun` of the dataset stage",
+                "put it back; or correct `source` and run the dataset stage again: `orch submit --rerun`",
             ) from None

@@ -1,8 +1,8 @@
-"""Training augmentation: a decoded image and eight random numbers to pixels.
+"""Training augmentation: a decoded image and eight random numbers to a view of it.
 
 The crop is cut out and scaled in one bicubic, antialiased resize; transparent pixels are resized premultiplied (so no
-colour bleeds in from under them) and laid on the background last, which makes the background an augmentation of its
-own. All randomness comes in as numbers (data/draws.py): the function is pure. PIL and numpy only. `TRANSFORMS_VERSION`
+colour bleeds in from under them) and laid on the background last (`preprocess.composite`), which makes it an
+augmentation of its own. All randomness comes in as numbers (data/draws.py): the function is pure. PIL and numpy only. `TRANSFORMS_VERSION`
 covers this file.
 """
 
@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from orchestrator.recipe.schema import Config
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
 Positive = Annotated[float, Field(gt=0)]
@@ -44,15 +43,13 @@ class Augment(Config):
         return self
 
 
-def augment(image: Image, size: int, config: Augment, draws: Sequence[float]) -> np.ndarray:
-    """One view of an image as loaded by `preprocess.load`: [3, size, size] uint8.
+def augment(image: Image, size: int, config: Augment, draws: Sequence[float]) -> tuple[Image, tuple[int, int, int]]:
+    """One view of an image as loaded by `preprocess.load`: size x size, its mode kept, and the colour to lay it on.
 
     `draws`: eight uniforms in [0, 1), used for area, ratio, x, y, flip, and the background's red, green, blue.
     A crop that would stick out of the image is narrowed to it (torchvision draws again instead).
     """
     from PIL import Image as pil
-
-    from orchestrator.data.preprocess import composite
 
     area, ratio, x, y, flip, *colour = draws
     width, height = image.size
@@ -66,5 +63,5 @@ def augment(image: Image, size: int, config: Augment, draws: Sequence[float]) ->
     view = image.resize((size, size), pil.Resampling.BICUBIC, box=box)
     if flip < config.flip:
         view = view.transpose(pil.Transpose.FLIP_LEFT_RIGHT)
-    background = (255, 255, 255) if config.background == "white" else tuple(int(256 * c) for c in colour)
-    return composite(view, background)
+    red, green, blue = (255, 255, 255) if config.background == "white" else (int(256 * c) for c in colour)
+    return view, (red, green, blue)

@@ -156,16 +156,29 @@ def start(
     environment = {**os.environ, **authentication(token), "PYTHONPATH": python_path(), "ORCH_HOME": str(directory)}
     environment.pop("RAY_ADDRESS", None)
     log = directory / "cluster.log"
-    with log.open("ab") as output:
-        supervisor = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+
+    def spawn() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    supervisor = spawn()
     progress("starting the local Ray cluster (about 10 s)")
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if (found := recorded(directory)) is not None:
             return found
-        if supervisor.poll() not in (None, 0):  # 0: another one holds the lock and is starting
+        code = supervisor.poll()
+        if code == 0 and (descriptor := lock(directory)) is not None:  # it met one that was just leaving
+            os.close(descriptor)
+            supervisor = spawn()
+        elif code:
             break
         time.sleep(0.1)
     end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
@@ -191,7 +204,7 @@ def connect(progress: Progress = lambda text: None, num_cpus: int | None = None)
     import ray
 
     if local is not None and running is not None:
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")  # Ray read RAY_AUTH_MODE when it was imported, before it was set
     try:

@@ -5,6 +5,7 @@ progress.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from orchestrator.data.source import prepare
 from orchestrator.store.artifacts import Store
@@ -37,7 +38,7 @@ def index_on_ray(store: str, source: str, say: Say) -> str:
     """Index a source in a Ray worker; its content digest. Raises what `prepare` raises; what is done is kept."""
     import ray
 
-    actor = ray.remote(Indexer).options(num_cpus=1, max_concurrency=2).remote()
+    actor: Any = ray.remote(Indexer).options(num_cpus=1, max_concurrency=2).remote()
     future = actor.run.options(name=f"index {source}").remote(store, source)
     said = (0, 0)
     try:

@@ -16,8 +16,8 @@ from orchestrator.plan.compile import compile, named
 from orchestrator.plan.types import Plan
 from orchestrator.recipe.load import load
 from orchestrator.recipe.recipe import Recipe
+from orchestrator.recipe.schema import Config
 from orchestrator.stages import KINDS
-from orchestrator.stages.base import StageConfig
 from orchestrator.store.artifacts import Store
 
 
@@ -54,7 +54,7 @@ def request(
     until: Collection[str] = (),
     rerun: Collection[str] = (),
     smoke: bool = False,
-    kinds: Mapping[str, type[StageConfig]] = KINDS,
+    kinds: Mapping[str, type[Config]] = KINDS,
 ) -> Request:
     """Load a recipe and what was asked beside it. RecipeError or UserError if any of it is wrong."""
     recipe = load(path, overrides, kinds=kinds)

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
@@ -73,10 +74,10 @@ class _Needs:
 class _Slot:
     """One warm actor, and the job it does."""
 
-    actor: ray.actor.ActorHandle
+    actor: Any
     needs: _Needs
     job: Job | None = None
-    future: ray.ObjectRef | None = None
+    future: Any = None
     idle_since: float = 0.0
 
 
@@ -134,7 +135,7 @@ class RayExecutor:
             ray.kill(slot.actor)
         self._slots.clear()
 
-    def _actor(self, needs: _Needs) -> ray.actor.ActorHandle:
+    def _actor(self, needs: _Needs) -> Any:
         remote = ray.remote(StageWorker).options(
             num_cpus=needs.cpus,
             num_gpus=needs.gpus,
@@ -181,6 +182,8 @@ class RayExecutor:
             return Done(stage, WorkerResult(None, error=OrchError(f"out of memory: {_first_line(error)}", remedy)))
         except (RayActorError, WorkerCrashedError, GetTimeoutError) as error:
             self._drop(slot)
+            if getattr(error, "actor_init_failed", False):  # it would fail again
+                return Done(stage, WorkerResult(None, error=OrchError(f"its worker cannot start: {error}")))
             return Done(stage, died=_first_line(error), preempted=bool(getattr(error, "preempted", False)))
         except (RayTaskError, RayError) as error:  # a bug of ours: run_stage does not raise
             self._drop(slot)

@@ -22,10 +22,11 @@ COOKIE = "ray-authentication-token"
 class LoginPage:
     """The one-shot page. `url` is what to open; `wait` serves until it was visited."""
 
+    visited = False
+
     def __init__(self, dashboard_url: str, token: str) -> None:
         path = f"/{secrets.token_urlsafe(24)}"
         page = self
-        page.visited = False
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:

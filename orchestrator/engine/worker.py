@@ -7,6 +7,7 @@ wrote as one attempt's files. It publishes nothing. Threads are set from the job
 from __future__ import annotations
 
 import codecs
+import errno
 import importlib
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.job import Job, WorkerResult
-from orchestrator.errors import OrchError, WorkerLost
+from orchestrator.errors import OrchError, StageError, WorkerLost
 from orchestrator.stages.base import StageContext
 from orchestrator.store.artifacts import Store
 from orchestrator.store.checkpoints import CheckpointStore
@@ -219,5 +220,10 @@ def _lost_worker(error: BaseException | None) -> WorkerLost | None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error in a form that survives the way to another process: its type may not exist or not unpickle there."""
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    """The error in a form that survives the way to another process; memory and disk that ran out, with the remedy."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return StageError(f"out of memory: {text}", "lower micro_batch or batch, or give the stage more memory")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageError(f"the disk is full: {text}", "make room; finished stages are kept, submitting again goes on")
+    return RuntimeError(text)

@@ -89,7 +89,8 @@ def _class(name: str) -> type[Model]:
 
 def _preprocess(values: dict[str, Any]) -> Preprocess:
     """JSON has no tuples."""
-    return Preprocess(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Preprocess(**settings)
 
 
 def _dtype(tensor: torch.Tensor) -> str:

@@ -170,4 +170,5 @@ def _head_size(tower: Any) -> int:
 
 def _activations(model: OpenClipModel) -> list[str]:
     """Names of the activation functions of the transformers' feed-forward layers."""
-    return sorted({type(block.mlp.gelu).__name__ for block in model.modules() if hasattr(block, "mlp")})
+    blocks: list[Any] = [module for module in model.modules() if hasattr(module, "mlp")]
+    return sorted({type(block.mlp.gelu).__name__ for block in blocks})

@@ -133,7 +133,7 @@ def _fields(config: Config, path: Path, targets: Mapping[Path, Any] | None) -> d
             continue
         written = field.alias or name
         encoded = encode(value, fields(type(config))[written], (*path, written), targets)
-        if not _same(encoded, encoded_default(type(config), name)):
+        if not same(encoded, encoded_default(type(config), name)):
             result[written] = encoded
     return result
 
@@ -142,9 +142,9 @@ def _has_reference(value: Any) -> bool:
     return any(isinstance(inner, Reference) for _, inner in walk(value))
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equal and of equal types all the way down (True is not 1)."""
-    return b is not ... and json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+def same(a: Any, b: Any) -> bool:
+    """Whether two encoded values are equal and of equal types all the way down (True is not 1)."""
+    return a is not ... and b is not ... and json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def _key(key: Any, path: Path) -> str:

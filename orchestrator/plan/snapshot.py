@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.plan.fingerprint import encoded_default, is_execution
+from orchestrator.plan.fingerprint import encoded_default, is_execution, same
 from orchestrator.recipe.annotations import alternatives, fields, is_config, strip
 from orchestrator.recipe.schema import Config, Table
 
@@ -35,7 +35,8 @@ def unversioned(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         before, after = old[name]["fields"], new[name]["fields"]
         for field in sorted(before.keys() & after.keys()):
             a, b = before[field], after[field]
-            if "default" in a and not (a["execution"] and b["execution"]) and a.get("default") != b.get("default"):
+            identity = not (a["execution"] and b["execution"])
+            if identity and "default" in a and not same(a["default"], b.get("default", ...)):
                 broken.append(f"{name}: default of {field} {a['default']} → {b.get('default', 'none')}")
     return broken
 

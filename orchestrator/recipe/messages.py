@@ -142,7 +142,7 @@ def _problem(
         place = position(marks, (*full, context["name"]) if of_key else full, of_key=of_key)
         message = f"unknown {context['family']} {shown(context['name'])}"
         return [Problem(place, full, message, context["name"], near, tuple(context["allowed"]))]
-    place = position(marks, full)
+    place = position(marks, full, of_key=not at)  # about a stage as a whole: its name
     if kind == "one_of_form":
         message = f"a {context['family']} is written as its name or as {{name: {{options}}}}, got {shown(value)}"
         return [Problem(place, full, message, value, None, tuple(context["allowed"]))]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
@@ -99,17 +99,22 @@ class Reference(str):
         )
 
 
-class Ref:
-    """`Ref[Model]`, or with capabilities the target must have: `Ref[Model, "encode_image", "encode_text"]`."""
+if TYPE_CHECKING:  # a reference is spelt like an annotated type
+    from typing import Annotated as Ref
+else:
 
-    _cache: ClassVar[dict[tuple, type[Reference]]] = {}
+    class Ref:
+        """`Ref[Model]`, or with capabilities the target must have: `Ref[Model, "encode_image", "encode_text"]`."""
 
-    def __class_getitem__(cls, item: Any) -> Any:
-        artifact, *needs = item if isinstance(item, tuple) else (item,)
-        key = (artifact, frozenset(needs))
-        if key not in cls._cache:
-            cls._cache[key] = type(f"Ref[{artifact.__name__}]", (Reference,), {"artifact": artifact, "needs": key[1]})
-        return cls._cache[key]
+        _cache: ClassVar[dict[tuple, type[Reference]]] = {}
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            artifact, *needs = item if isinstance(item, tuple) else (item,)
+            key = (artifact, frozenset(needs))
+            if key not in cls._cache:
+                attributes = {"artifact": artifact, "needs": frozenset(needs)}
+                cls._cache[key] = type(f"Ref[{artifact.__name__}]", (Reference,), attributes)
+            return cls._cache[key]
 
 
 class Table(Mapping[str, type[Config]]):

@@ -12,8 +12,10 @@ share them.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +116,19 @@ def find_run(store: Store, which: str = "last") -> Run:
     if found:
         raise UserError(f"'{which}' is the name of {len(found)} runs", f"write more of the id: {candidates}")
     raise UserError(f"no run '{which}' in {store.url}", f"the newest are: {candidates}")
+
+
+def engine_is_gone(state: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote this state has ended, as far as this machine can tell."""
+    if state.get("host") != socket.gethostname() or "pid" not in state:
+        return False
+    try:
+        os.kill(state["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

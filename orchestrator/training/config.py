@@ -88,5 +88,5 @@ class TrainSettings(Config):
         """Length of the training in samples, a multiple of `batch`, on a data set of `dataset_size` samples."""
         if self.steps is not None:
             return self.steps * self.batch
-        wanted = self.samples if self.samples is not None else self.epochs * dataset_size
+        wanted: float = self.samples or (self.epochs or 0) * dataset_size
         return math.ceil(wanted / self.batch) * self.batch

@@ -85,7 +85,7 @@ class _Run:
         self.window = Window(world)
         self.phases: Sequence[Phase] = method.phases(spec.total_samples)
         self.index = -1
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.Optimizer  # of the phase; built when it begins
         self.encode = gradient_cache.Encoder(
             method, spec.normalise, world.device, autocast=self.settings.precision == "bf16", seed=self.settings.seed
         )

@@ -13,6 +13,7 @@ from orchestrator.training.types import Group
 
 def build_optimizer(groups: Sequence[Group], settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW (fused) over the non-empty groups; each remembers its `lr_scale`."""
+    beta1, beta2 = settings.betas
     options = [
         {
             "params": [parameter for _, parameter in group.parameters],
@@ -22,9 +23,7 @@ def build_optimizer(groups: Sequence[Group], settings: TrainSettings) -> torch.o
         for group in groups
         if group.parameters
     ]
-    return torch.optim.AdamW(
-        options, lr=settings.learning_rate, betas=tuple(settings.betas), eps=settings.eps, fused=True
-    )
+    return torch.optim.AdamW(options, lr=settings.learning_rate, betas=(beta1, beta2), eps=settings.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -174,3 +175,11 @@ def test_the_outcome_counts_splits_and_what_was_left_out(tmp_path):
     splits = np.unique(Dataset.open(handle).column("split"), return_counts=True)
     assert outcome.summary["splits"] == dict(zip(splits[0].tolist(), splits[1].tolist()))
     assert json.loads(handle.read("dataset.json"))["rows"] == 30
+
+
+def test_the_sample_set_gives_the_protocols_splits(tmp_path):
+    splits = Counter(make_dataset(tmp_path, "emoji").column("split").tolist())
+    assert sum(splits.values()) == 3528
+    assert splits["id"] >= 600
+    assert splits["unseen"] == 3 * 118
+    assert splits["ood"] == 1176 - 118

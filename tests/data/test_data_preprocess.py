@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from orchestrator.data import transforms
 from orchestrator.data.captions import CaptionPolicy, choose
 from orchestrator.data.dataset import Caption
 from orchestrator.data.draws import uniforms
-from orchestrator.data.preprocess import Preprocess, Tokenizer, load
-from orchestrator.data.transforms import Augment, augment
+from orchestrator.data.preprocess import Preprocess, Tokenizer, composite, load
+from orchestrator.data.transforms import Augment
 from orchestrator.errors import DataError, StageError
 
 TEXTS = ["a cat", "", "Don't  PANIC &amp; co", "naïve café 猫 🐈", "<start_of_text> 1234 it's", "word " * 100]
@@ -32,6 +33,11 @@ def encode(pixels: np.ndarray, mode: str, kind: str = "PNG", **options) -> bytes
 def noise(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, channels), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def augment(picture: Image.Image, size: int, config: Augment, draws: list[float]) -> np.ndarray:
+    view, background = transforms.augment(picture, size, config, draws)
+    return composite([view], [background])[0]
 
 
 def test_tokens_equal_open_clips():
@@ -139,6 +145,13 @@ def test_crops_keep_the_stated_share_of_the_area():
     assert max(widths) <= 100
 
 
+def test_images_with_and_without_alpha_share_a_batch():
+    pictures = [load(encode(noise(8, 8, 4, seed=1), "RGBA")), load(encode(noise(8, 8, 3, seed=2), "RGB"))]
+    colours = [(1, 2, 3), (4, 5, 6)]
+    together = composite(pictures, colours)
+    assert all((together[n] == composite([pictures[n]], [colours[n]])[0]).all() for n in range(2))
+
+
 def test_random_backgrounds_differ_and_white_is_white():
     clear = load(encode(np.zeros((8, 8, 4), np.uint8), "RGBA"))
     draws = [uniforms(0, "augment", 0, str(n), 0) for n in range(20)]
@@ -184,4 +197,4 @@ def test_draws_are_uniform_and_told_apart_by_every_part_of_the_name():
     assert (values >= 0).all()
     assert (values < 1).all()
     assert uniforms(0, "a", 1, 23) != uniforms(0, "a", 12, 3)
-    assert uniforms(0, "a", "1") != uniforms(0, "a", 1)
+    assert uniforms(0, "a", "1:b") != uniforms(0, "a", "1", "b")

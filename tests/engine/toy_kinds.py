@@ -6,6 +6,7 @@ executions also across killed processes.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ from typing import ClassVar
 
 from orchestrator.errors import StageError, UserError
 from orchestrator.plan.types import Input, Node, Plan
-from orchestrator.recipe.schema import Artifact, Dataset, Execution
+from orchestrator.recipe.schema import Artifact, Dataset, Execution, Ref
 from orchestrator.stages.base import Outcome, StageConfig, StageContext
 
 
@@ -31,8 +32,10 @@ class Toy(StageConfig):
 
     label: str
     """Identity of the stage."""
+    needs: list[Ref[Dataset]] = []
+    """Other toys."""
     behaviour: Execution[str] = "ok"
-    """ok | fails | user_error | bug | dies_once | waits_for_stop | waits_for_file"""
+    """ok | fails | user_error | bug | full_disk | memory | dies_once | waits_for_stop | waits_for_file"""
     trace: Execution[str]
     """Directory for marks."""
 
@@ -66,6 +69,10 @@ def behave(ctx: StageContext, behaviour: str, trace: Path, died: Path) -> None:
         raise UserError("the toy was held wrongly")
     if behaviour == "bug":
         raise ValueError("no such toy")
+    if behaviour == "full_disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if behaviour == "memory":
+        raise MemoryError
     if behaviour == "dies_once" and not died.exists():
         died.touch()
         os.kill(os.getpid(), signal.SIGKILL)

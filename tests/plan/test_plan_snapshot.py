@@ -1,7 +1,7 @@
 """The schema's snapshot: a default may change only with a version.
 
-Regenerate after a deliberate change: `python tests/plan/test_plan_snapshot.py`. It refuses where a default changed and the version
-of its class did not.
+Regenerate after a deliberate change: `python tests/plan/test_plan_snapshot.py`. It refuses where a default changed and
+the version of its class did not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def test_the_schema_is_the_committed_one():
     assert unversioned(committed, now) == [], (
         "raise the version of these classes: the same recipe now means another result"
     )
-    assert now == committed, f"the schema changed; regenerate with: python {Path(__file__).relative_to(Path.cwd())}"
+    assert now == committed, "the schema changed; regenerate with: python tests/plan/test_plan_snapshot.py"
 
 
 TOY = {"method x": {"version": 1, "fields": {"a": {"type": "int", "execution": False, "default": 1}}}}

@@ -15,7 +15,8 @@ description: the base
 vars: {lr: 1e-3, who: teacher}
 stages:
   pairs: {kind: data, source: emoji}
-  teacher: {kind: train, data: pairs, learning_rate: "${vars.lr}", method: {mimic: {temperature: 20}}, betas: [0.5, 0.6]}
+  teacher:
+    {kind: train, data: pairs, learning_rate: "${vars.lr}", method: {mimic: {temperature: 20}}, betas: [0.5, 0.6]}
 """
 
 
@@ -37,7 +38,8 @@ def config(recipe, stage="teacher"):
 def test_extends_merges_mappings_and_replaces_the_rest(write):
     write(BASE, "papers/base.yaml")
     child = write(
-        "extends: ../papers/base.yaml\nstages:\n  teacher: {steps: 7, betas: [0.9, 0.99]}\n  other: {kind: data, source: x}\n",
+        "extends: ../papers/base.yaml\n"
+        "stages: {teacher: {steps: 7, betas: [0.9, 0.99]}, other: {kind: data, source: x}}\n",
         "small/child.yaml",
     )
     recipe = load(child, kinds=KINDS)
@@ -60,7 +62,7 @@ def test_another_choice_replaces_the_base_choice_and_the_same_one_merges(write, 
 
 def test_errors_of_an_extended_file_name_that_file(write):
     write(BASE.replace("temperature", "temprature"), "base.yaml")
-    with pytest.raises(RecipeError, match=r"base\.yaml:6:85 stages\.teacher\.method\.mimic\.temprature"):
+    with pytest.raises(RecipeError, match=r"base\.yaml:7:78 stages\.teacher\.method\.mimic\.temprature"):
         load(write("extends: base.yaml"), kinds=KINDS)
 
 

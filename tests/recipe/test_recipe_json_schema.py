@@ -48,7 +48,8 @@ def test_a_choice_is_a_name_or_a_name_with_options():
     options = kind_of(root, "train")["properties"]["method"]["anyOf"]
     assert [o["const"] for o in options if "const" in o] == ["plain", "mimic"]
     bodies = [o for o in options if "mimic" in o.get("properties", {})]
-    assert "temperature" in resolve(root, bodies[0]["properties"]["mimic"])["properties"]
+    inside = bodies[0]["properties"]["mimic"]["anyOf"][0]
+    assert "temperature" in resolve(root, inside)["properties"]
 
 
 def test_no_field_is_required_and_every_number_may_be_a_variable():

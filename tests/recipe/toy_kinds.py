@@ -10,7 +10,6 @@ from pydantic import Field
 from orchestrator.recipe.schema import Artifact, Config, Dataset, Execution, Model, OneOf, Ref, Report, Study, Table
 from orchestrator.stages.base import StageConfig
 
-
 IMAGE, TEXT = "encode_image", "encode_text"
 
 

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from dataclasses import replace
@@ -29,6 +30,8 @@ def store(any_root) -> Store:
 @pytest.fixture(autouse=True)
 def machine_cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("ORCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of killed children too
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / "cache"
 
 

@@ -59,10 +59,9 @@ class TrainStage(TrainSettings, StageConfig):
         """A method that distils belongs to a stage with a teacher, any other to a stage without."""
         if self.method.teacher != ("teacher" in type(self).model_fields):
             name = METHODS.name_of(self.method)
-            distils = (
-                "needs a teacher: write it in a `distill` stage" if self.method.teacher else "has no use for a teacher"
-            )
-            fitting = [other for other in METHODS if METHODS[other].teacher != self.method.teacher]
+            needed = self.method.teacher
+            distils = "needs a teacher: write it in a `distill` stage" if needed else "has no use for a teacher"
+            fitting = [other for other in METHODS if METHODS[other].teacher != needed]  # type: ignore[attr-defined]
             raise ValueError(f"method {name} {distils}; methods for this kind of stage: {', '.join(fitting)}")
         return self
 

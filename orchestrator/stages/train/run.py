@@ -66,9 +66,8 @@ def _alone(ctx: StageContext, job: TrainJob) -> TrainResult:
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it recommends to report problems with local mode
-    return (
-        TorchTrainer(work, scaling_config=ScalingConfig(num_workers=0), run_config=_run_config(ctx)).fit().return_value
-    )
+    local: Any = TorchTrainer(work, scaling_config=ScalingConfig(num_workers=0), run_config=_run_config(ctx))
+    return local.fit().return_value
 
 
 def _several(ctx: StageContext, job: TrainJob) -> TrainResult:
@@ -81,7 +80,7 @@ def _several(ctx: StageContext, job: TrainJob) -> TrainResult:
         share["memory"] = resources.memory_bytes // resources.workers
     if resources.gpus:
         share["GPU"] = resources.gpus / resources.workers
-    trainer = TorchTrainer(
+    trainer: Any = TorchTrainer(
         _work,
         train_loop_config={"job": job, "place": place},
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
