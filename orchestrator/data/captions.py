@@ -39,8 +39,9 @@ def choose(captions: Sequence[Caption], policy: CaptionPolicy, draw: float) -> s
     ]
     if not wanted:
         return captions[0].text
-    sharing = {slot: sum(c.slot == slot for c in wanted) for slot in policy.slots}
-    weights = [policy.slots[c.slot] / sharing[c.slot] for c in wanted]
+    slots: dict[str, float] = dict(policy.slots)
+    sharing = {slot: sum(c.slot == slot for c in wanted) for slot in slots}
+    weights = [slots[c.slot] / sharing[c.slot] for c in wanted]
     remaining = draw * sum(weights)
     for caption, weight in zip(wanted, weights):
         remaining -= weight

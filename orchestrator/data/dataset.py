@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 IDENTITY = np.dtype([("high", ">u8"), ("low", ">u8")])
 """128 bits as two numbers, in the order of the hex digits: what DataComp's selection files hold, too."""
+Rows = Sequence[int] | np.ndarray
+"""Positions in a selection."""
 FROM_INDEX = ("uid", "image_digest", "caption")
 FileRef = str | Mapping[str, str]
 """A file of this artifact, or {"artifact": "<kind>/<fingerprint>", "file": name} of another."""
@@ -207,7 +209,7 @@ class Dataset:
             raise UserError(f"'{self.name}' has no column '{name}'", f"its columns: {', '.join(self.columns)}")
         return self._tables.column(name).take(self._rows).to_numpy()
 
-    def captions(self, rows: Sequence[int]) -> list[tuple[Caption, ...]]:
+    def captions(self, rows: Rows) -> list[tuple[Caption, ...]]:
         """Captions of selected samples, by position in the selection."""
         found = self._tables.column("captions").take(self._rows[np.asarray(rows, np.int64)])
         return [tuple(Caption(**caption) for caption in captions) for captions in found.to_pylist()]
@@ -219,11 +221,11 @@ class Dataset:
             keep &= self.column(name) == value
         return self.take(np.flatnonzero(keep))
 
-    def take(self, rows: Sequence[int]) -> Dataset:
+    def take(self, rows: Rows) -> Dataset:
         """The samples at these positions of the selection, in this order."""
         return Dataset(self.name, self._tables, self._shards, self._rows[np.asarray(rows, np.int64)])
 
-    def images(self, rows: Sequence[int]) -> list[bytes]:
+    def images(self, rows: Rows) -> list[bytes]:
         """Encoded images by position in the selection, each checked against its digest; DataError if it changed."""
         wanted = self._rows[np.asarray(rows, np.int64)]
         shard, start, end = (place[wanted] for place in self._tables.places)
@@ -242,7 +244,7 @@ class Dataset:
                 )
         return [found[place] for place in range(len(wanted))]
 
-    def read(self, rows: Sequence[int]) -> list[Sample]:
+    def read(self, rows: Rows) -> list[Sample]:
         """Stored samples by position in the selection; neighbours are read together."""
         samples = zip(rows, self.images(rows), self.captions(rows))
         uids = self.uids

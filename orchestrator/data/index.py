@@ -111,7 +111,8 @@ def _rows(storage: Storage, key: str, dropped: Dropped) -> Iterator[dict[str, An
 
 def _samples(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
     """Runs of members with one key: (key, [(suffix, member), ...])."""
-    name, members = "", []
+    name = ""
+    members: list[tuple[str, tarfile.TarInfo]] = []
     for member in _members(file, key, dropped):
         path = member.name.removeprefix("./")
         reason = _refusal(member, path)
@@ -161,7 +162,7 @@ def _members(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tarfile.Ta
             return
         if member is None:
             break
-        tar.members.clear()
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member otherwise
         if member.offset_data + member.size > size:
             dropped.add(TRUNCATED, key)
             return
@@ -202,9 +203,9 @@ def _row(file: IO[bytes], name: str, members: Sequence[tuple[str, tarfile.TarInf
         "height": height,
     }
     for column, suffix in (("image", image), ("text", "txt"), ("json", "json")):
-        member = by_suffix.get(suffix)
-        row[f"{column}_offset"] = member.offset_data if member else 0
-        row[f"{column}_bytes"] = member.size if member else 0
+        found = by_suffix.get(suffix)
+        row[f"{column}_offset"] = found.offset_data if found else 0
+        row[f"{column}_bytes"] = found.size if found else 0
     return row | {label: _text(facts.get(label)) for label in LABELS}
 
 
@@ -305,7 +306,8 @@ def merge(parts: Sequence[Callable[[], pa.Table]], out: Path) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    uids, samples, dropped, labels = [], [], Dropped(), set()
+    uids, samples, dropped = [], [], Dropped()
+    labels: set[str] = set()
     for part in parts:
         table = part()
         dropped.merge(json.loads(table.schema.metadata[b"dropped"]))

@@ -118,14 +118,15 @@ class Loader:
         """This rank's part of the global batch that begins at a position."""
         first = start + self._rank * self._share
         epochs, rows = self._rows(first, self._share)
-        samples = self._samples(rows)
-        for place, sample in enumerate(samples):
+        samples: list[Loaded] = []
+        for place, sample in enumerate(self._samples(rows)):
             position = first + place
             while isinstance(sample, DataError):
                 self._count_bad(rows[place], sample)
                 position += 1
                 epochs[place : place + 1], rows[place : place + 1] = self._rows(position, 1)
-                sample = samples[place] = self._samples(rows[place : place + 1])[0]
+                sample = self._samples(rows[place : place + 1])[0]
+            samples.append(sample)
         uids = tuple(self._uids[row] for row in rows.tolist())
         shown = list(zip(epochs.tolist(), uids, samples))
         images = tuple(self._images(shown, view) for view in range(self._views.images))

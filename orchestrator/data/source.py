@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -197,7 +197,7 @@ def prepare(
     return _publish(location, parts, store.storage, prefix)
 
 
-def _publish(location: Location, parts: list[Callable[[], pa.Table]], storage: Storage, prefix: str) -> str:
+def _publish(location: Location, parts: Sequence[Callable[[], pa.Table]], storage: Storage, prefix: str) -> str:
     """Merge the parts, write the tables, then the marker; the parts go."""
     from orchestrator.data.index import merge
 

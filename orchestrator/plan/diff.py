@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.plan.fingerprint import encoded_default
+from orchestrator.plan.fingerprint import encoded_default, same
 from orchestrator.recipe.annotations import alternatives, fields, is_config, item_type, table_of
 from orchestrator.recipe.errors import Path, dotted
 from orchestrator.recipe.schema import Config
@@ -73,21 +73,22 @@ class _Diff:
             self.value(a, b, types.get(written, Any), (*path, written), (*key, written), defaults)
 
     def value(self, a: Any, b: Any, annotation: Any, path: Path, key: Path, defaults: tuple[bool, bool]) -> None:
-        if a == b and type(a) is type(b):
+        if same(a, b):
             return
+        table = table_of(annotation)
         if is_target(a) and is_target(b):
             self.target(key, path)
-        elif table_of(annotation) is not None and _choice(a) and _choice(a) == _choice(b):
+        elif table is not None and _choice(a) and _choice(a) == _choice(b):
             name = str(_choice(a))
-            self.fields(a[name], b[name], table_of(annotation)[name], (*path, name), key)
-        elif table_of(annotation) is None and isinstance(a, dict) and isinstance(b, dict):
+            self.fields(a[name], b[name], table[name], (*path, name), key)
+        elif table is None and isinstance(a, dict) and isinstance(b, dict):
             self.mappings(a, b, annotation, path, key)
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and any(map(_deep, [*a, *b])):
             for number, (x, y) in enumerate(zip(a, b, strict=True)):
                 below = item_type(annotation)
                 self.value(x, y, below, (*path, number), (*key, number), (False, False))
         else:
-            self.same_parts &= table_of(annotation) is None and not _chooses(annotation)
+            self.same_parts &= table is None and not _chooses(annotation)
             before, after = (short(x) + (" (default)" if d else "") for x, d in zip((a, b), defaults, strict=True))
             self.changes.append(f"{dotted(path)} {before} → {after}")
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -75,7 +75,7 @@ def default(config: type[Config], name: str) -> Any:
     field = config.model_fields[name]
     if field.is_required():
         return ...
-    annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    annotation: Any = fields(config)[field.alias or name]
     return TypeAdapter(annotation).validate_python(field.get_default(call_default_factory=True))
 
 

@@ -53,7 +53,7 @@ def config_at(config: type[Config], values: Any, path: Path) -> type[Config] | N
         if site.path == path:
             return _config_of(site)
         if site.table is not None and isinstance(site.value, Mapping) and site.path == path[:-1]:
-            return site.table.get(path[-1])
+            return site.table.get(str(path[-1]))
     return None
 
 

@@ -143,7 +143,7 @@ def assign(root: dict[str, Any], parts: list[str], value: Any, place: Position, 
         if not parts:
             container[key] = value
             return (*path, key)
-        below = container[key] if isinstance(container, list) else container.get(key)
+        below: Any = container[key] if has(container, key) else None
         if below is None:
             below = {}
         elif isinstance(below, str) and below == parts[0]:  # `method: clip`, now with options

@@ -95,28 +95,25 @@ def _resolve(
         if reference.startswith(MODEL_SCHEMES):
             scheme, _, name = reference.partition(":")
             if not issubclass(Model, wanted):
-                return refuse(
-                    f"'{reference}' is a Model; a {wanted.__name__} is wanted", None, _offering(wanted, stages)
-                )
+                message = f"'{reference}' is a Model; {_a(wanted.__name__)} is wanted"
+                return refuse(message, None, _offering(wanted, stages))
             if not name or (scheme == "open_clip" and "/" not in name):
                 form = "open_clip:ARCHITECTURE/WEIGHTS" if scheme == "open_clip" else f"{scheme}:NAME"
                 return refuse(f"'{reference}' is not complete; it is written {form}")
             return Edge(key, path, "Model", None, "", str(reference), "external")
         return Edge(key, path, wanted.__name__, None, "", str(reference), "external")
-    name, output = _target(reference, stages)
-    if name is None:
+    source_name, output = _target(reference, stages)
+    if source_name is None:
         choices = [*_offering(wanted, stages), *stages]
-        near = nearest(reference, choices) or next(
-            (s for s in MODEL_SCHEMES if nearest(reference[: len(s)], [s])), None
-        )
+        near = nearest(reference, choices) or nearest(reference.partition(":")[0] + ":", MODEL_SCHEMES)
         return refuse(f"there is no stage '{reference}'", near, tuple(dict.fromkeys(choices)))
-    source = stages[name]
+    source = stages[source_name]
     outputs = getattr(source.type, "outputs", {})
     if output is None:
         output = next(iter(outputs), "")
     if output not in outputs:
-        allowed = tuple(f"{name}.{o}" for o in outputs)
-        return refuse(f"stage '{name}' has no output '{output}'", nearest(reference, allowed), allowed)
+        allowed = tuple(f"{source_name}.{o}" for o in outputs)
+        return refuse(f"stage '{source_name}' has no output '{output}'", nearest(reference, allowed), allowed)
     if not issubclass(outputs[output], wanted):
         message = f"'{reference}' is a {outputs[output].__name__} (made by {_a(source.kind)} stage)"
         return refuse(f"{message}; {_a(wanted.__name__)} is wanted", None, _offering(wanted, stages))
@@ -124,7 +121,7 @@ def _resolve(
     if lacking and outputs[output] is Model:
         can = ", ".join(sorted(source.config.capabilities())) or "nothing that is declared"
         return refuse(f"the model '{reference}' cannot {' or '.join(lacking)}, which is needed here; it can: {can}")
-    return Edge(key, path, outputs[output].__name__, name, output, None, source.kind)
+    return Edge(key, path, outputs[output].__name__, source_name, output, None, source.kind)
 
 
 def _stage_of(reference: str) -> str | None:

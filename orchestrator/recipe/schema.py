@@ -163,6 +163,7 @@ class OneOf:
     def _validate(self, value: Any) -> Config:
         if isinstance(value, Config):
             return value
+        options: Any
         if isinstance(value, str):
             name, options = value, {}
         elif isinstance(value, dict) and len(value) == 1:

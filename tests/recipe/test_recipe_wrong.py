@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from pydantic import model_validator
 from toy_kinds import KINDS
 
 from orchestrator.recipe.errors import RecipeError
@@ -287,3 +288,17 @@ def test_the_rendered_error_shows_the_line_with_a_caret(tmp_path):
 @pytest.mark.parametrize("text", ["- a", "just text", "stages: {}", "stages: [a]", "stages: {a: 1}", "name: x"])
 def test_something_that_is_no_recipe_is_refused(tmp_path, text):
     assert problems_of(tmp_path, text)
+
+
+def test_what_is_wrong_with_a_stage_as_a_whole_stands_at_its_name(tmp_path, monkeypatch):
+    class Picky(KINDS["train"]):
+        @model_validator(mode="after")
+        def _never(self):
+            raise ValueError("one of a and b is needed")
+
+    monkeypatch.setitem(KINDS._loaded, "train", Picky)
+    found = problems_of(tmp_path, RIGHT)
+    assert [line for line, _, _ in found] == [
+        "recipe.yaml:10:3 stages.teacher: one of a and b is needed",
+        "recipe.yaml:15:3 stages.small: one of a and b is needed",
+    ]

@@ -22,5 +22,5 @@ class CurateStage(StageConfig):
 
     data: Ref[Dataset]
     """The Dataset to choose from."""
-    steps: Annotated[list[Annotated[OperatorConfig, OneOf(OPERATORS)]], Field(min_length=1)]
+    steps: list[Annotated[OperatorConfig, OneOf(OPERATORS)]] = Field(min_length=1)
     """Operators in order, each a name or `{name: {options}}`."""
