@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Two commands on a fresh machine: `python3 bootstrap.py demo` and `python3 bootstrap.py test`.
 
-Needs Python 3.11 or newer and nothing else: it checks what the installation will need (venv, disk, shared memory, ports), makes a
-virtual environment in .venv, installs this checkout into it with the versions of constraints.txt, and runs the demo recipe or the
-tests. Where there is no GPU it takes the CPU build of torch. Installing again is skipped while nothing it depends on has changed.
+Needs Python 3.11 or newer and nothing else: it checks what the installation will need (venv, disk, shared memory,
+ports), makes a virtual environment in .venv, installs this checkout into it with the versions of constraints.txt,
+and runs the demo recipe or the tests. Where there is no GPU it takes the CPU build of torch. Installing again is
+skipped while nothing it depends on has changed.
 """
 
 import argparse
@@ -32,9 +33,9 @@ def say(text: str) -> None:
 def check() -> list[str]:
     """What is missing, each with its remedy."""
     problems = []
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs on whatever Python there is)
         problems.append(
-            f"Python {sys.version.split()[0]} is too old: run this file with Python 3.11 or newer, e.g. python3.11 bootstrap.py"
+            f"Python {sys.version.split()[0]} is too old: run this with 3.11 or newer, e.g. python3.11 bootstrap.py"
         )
         return problems
     try:

@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Every error that reaches a person says what is wrong, where, and what to type or change next (`remedy`). Anything else that
-escapes is a bug of ours. The command line prints these without a traceback and exits with `exit_code`.
+Every error that reaches a person says what is wrong, where, and what to type or change next (`remedy`). Anything
+else that escapes is a bug of ours. The command line prints these without a traceback and exits with `exit_code`.
 """
 
 from __future__ import annotations

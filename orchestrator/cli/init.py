@@ -8,7 +8,7 @@ import click
 
 
 @click.command()
-@click.option("--data", "source", help="Your shards: a folder, path/{00000..00012}.tar, s3://bucket/folder; or `emoji`.")
+@click.option("--data", "source", help="Shards: a folder, path/{00000..00012}.tar, s3://bucket/folder; or `emoji`.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("recipe.yaml"), show_default=True)
 def init(source: str | None, out: Path) -> None:
     """Look at the data and write a starter recipe that runs on them."""

@@ -14,7 +14,12 @@ store = click.option(
     "--store", help="Where artifacts are: a folder or s3://bucket/prefix. Default: ORCH_STORE, else ./orch-store."
 )
 overrides = click.option(
-    "-s", "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe: -s stages.small.steps=50."
+    "-s",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Change the recipe: -s stages.small.steps=50.",
 )
 until = click.option("--until", metavar="STAGE", help="Stop after this stage: only it and what it needs.")
 rerun = click.option("--rerun", multiple=True, metavar="STAGE", help="Compute this stage anew though it is there.")

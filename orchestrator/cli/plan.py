@@ -43,15 +43,14 @@ def plan(
     for line in wanted.said:
         console.print(line)
     table = Table(box=None, pad_edge=False)
-    for column, wide in (("stage", False), ("kind", False), ("state", False), ("why", True), ("with", False), ("time", False)):
-        table.add_column(column, overflow="fold", ratio=1 if wide else None, no_wrap=not wide)
+    for column in ("stage", "kind", "state", "why", "with", "time"):
+        table.add_column(column, overflow="fold", no_wrap=column != "why")
     changed = []
     for status in explanation.stages:
         needs = f"{status.resources.cpus:g} CPU" + (f" {status.resources.gpus:g} GPU" if status.resources.gpus else "")
         needs += f" ×{status.resources.workers}" if status.resources.workers > 1 else ""
-        table.add_row(
-            status.stage, status.kind, status.state, "; ".join(status.reasons), needs, options.duration(status.estimate_s)
-        )
+        why, estimate = "; ".join(status.reasons), options.duration(status.estimate_s)
+        table.add_row(status.stage, status.kind, status.state, why, needs, estimate)
         if status.code_changed:
             changed.append(status.stage)
     console.print(table)

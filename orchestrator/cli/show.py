@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
 @options.store
 def show(what: str, lineage: bool, as_json: bool, store: str | None) -> None:
-    """WHAT is a run (id, part of it, `last`), a stage, RUN/STAGE, a fingerprint's beginning; or `methods`, `schema`."""
+    """WHAT is a run (its id, `last`), a stage, RUN/STAGE, a fingerprint's beginning; or `methods`, `schema`."""
     if what == "methods":
         _tables()
         return
@@ -65,15 +65,15 @@ def _run_page(run: Any) -> None:
 
 
 def _artifact(manifest: Manifest) -> None:
-    facts = manifest.provenance
+    code = manifest.provenance.get("code", {})
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.finished))
-    click.echo(f"{manifest.kind} '{manifest.stage}' {manifest.fingerprint[:12]}, finished {when}, {manifest.wall_s:.1f} s")
+    click.echo(f"{manifest.kind} '{manifest.stage}' {manifest.fingerprint[:12]}")
+    click.echo(f"finished {when} after {manifest.wall_s:.1f} s of work")
     click.echo(f"made by run {manifest.run}, content {manifest.content_digest[:12]}")
     for path, use in manifest.inputs.items():
         click.echo(f"  from {path} = {use['name']} ({use['kind']} {use['fingerprint'][:12]})")
-    commit = facts.get("commit")
-    if commit:
-        click.echo(f"code {commit[:12]}{' with uncommitted changes' if facts.get('dirty') else ''}")
+    if code.get("commit"):
+        click.echo(f"code {code['commit'][:12]}{' with uncommitted changes' if code.get('dirty') else ''}")
     _mapping("settings", manifest.payload.get("config", {}))
     _mapping("metrics", {k: v for k, v in manifest.metrics.items() if "/" not in k} or manifest.metrics)
     click.echo("files")
@@ -170,12 +170,11 @@ def _differences(a: Manifest, b: Manifest) -> None:
         if one != other:
             change = "" if one is None or other is None else f" ({other - one:+.4g})"
             lines.append(f"{name} {_number(one)} → {_number(other)}{change}")
-    for name in ("commit", "dirty", "python", "packages", "host"):
+    for name in ("code", "packages", "host"):
         one, other = a.provenance.get(name), b.provenance.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            lines += [f"{name}.{k} {one.get(k)} → {other.get(k)}" for k in {**one, **other} if one.get(k) != other.get(k)]
-        elif one != other:
-            lines.append(f"{name} {one} → {other}")
+            changed = [key for key in {**one, **other} if one.get(key) != other.get(key) and key != "diff"]
+            lines += [f"{name}.{key} {one.get(key)} → {other.get(key)}" for key in changed]
     for line in lines or ["no difference"]:
         click.echo(f"  {line}")
 

@@ -1,4 +1,4 @@
-"""`orch status`, `orch logs`, `orch cancel`: runs while they go on and afterwards, read from the store by any machine."""
+"""`orch status`, `orch logs`, `orch cancel`: runs, while they go on and afterwards, as the store has them."""
 
 from __future__ import annotations
 

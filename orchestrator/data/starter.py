@@ -9,6 +9,7 @@ from statistics import median
 
 from orchestrator.data.index import index_shard
 from orchestrator.data.source import locate
+from orchestrator.data.tables import FORMATS
 from orchestrator.errors import DataError
 from orchestrator.io.storage import Storage
 
@@ -66,7 +67,7 @@ def look(source: str) -> Look:
         bytes=sum(shard.size for shard in place.shards),
         samples=len(rows),
         dropped=dropped,
-        formats=dict(Counter(row["image_format"] for row in rows)),
+        formats=dict(Counter(FORMATS[row["format"]] for row in rows)),
         side=int(median(min(row["width"] or 0, row["height"] or 0) for row in rows)),
         words=int(median(len(text.split()) for text in captions)),
         concepts=len({row["concept"] for row in rows if row.get("concept")}),
@@ -82,7 +83,9 @@ def recipe(facts: Look, gpus: int = 0) -> str:
         batch //= 2
     smallest = max(16, min(32, facts.side // 2))
     tasks = "[zeroshot, retrieval]" if facts.concepts > 1 else "[retrieval]"
-    split = "" if facts.concepts > 1 else "\n    split: {holdout: 0.1}            # kept out of training, for evaluation"
+    split = (
+        "" if facts.concepts > 1 else "\n    split: {holdout: 0.1}            # kept out of training, for evaluation"
+    )
     resources = f"{{gpus: {gpus}, cpus: {4 * gpus}, workers: {gpus}}}" if gpus else "{cpus: 2}"
     return f"""\
 # yaml-language-server: $schema=schema.json

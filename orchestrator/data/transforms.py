@@ -2,8 +2,8 @@
 
 The crop is cut out and scaled in one bicubic, antialiased resize; transparent pixels are resized premultiplied (so no
 colour bleeds in from under them) and laid on the background last (`preprocess.composite`), which makes it an
-augmentation of its own. All randomness comes in as numbers (data/draws.py): the function is pure. PIL and numpy only. `TRANSFORMS_VERSION`
-covers this file.
+augmentation of its own. All randomness comes in as numbers (data/draws.py): the function is pure. No torch here.
+`TRANSFORMS_VERSION` covers this file.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from functools import cache
 from typing import Any
 
 from orchestrator.engine.job import Job, WorkerResult
+from orchestrator.plan.source import source_digest
 from orchestrator.plan.types import Node
 from orchestrator.store.artifacts import Manifest, content_digest
-from orchestrator.store.provenance import provenance, source_digest
+from orchestrator.store.provenance import provenance
 
 
 def manifest_of(

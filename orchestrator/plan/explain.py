@@ -108,8 +108,8 @@ def explain(plan: Plan, find: Find, history: History) -> Explanation:
 
 def _cached(node: Node, found: Past) -> Status:
     sources = getattr(node.config, "sources", ())
-    made_by = found.provenance.get("source_digest")
-    changed = bool(sources) and made_by is not None and made_by != source_digest(tuple(sources))
+    made_by = found.provenance.get("sources", {})
+    changed = any(package in made_by and made_by[package] != source_digest(package) for package in sources)
     return Status(node.name, node.kind, "cached", (), node.fingerprint, node.resources, 0.0, changed)
 
 

@@ -16,19 +16,18 @@ SUFFIXES = (".py", ".json")
 
 
 @functools.cache
-def source_digest(packages: tuple[str, ...]) -> str:
-    """SHA-256 over the code and settings files of packages or modules, none of which is imported.
+def source_digest(package: str) -> str:
+    """SHA-256 over the code and settings files of a package or module, which is not imported.
 
     Raises:
         ModuleNotFoundError: there is no such package.
     """
     digest = hashlib.sha256()
-    for package in sorted(packages):
-        root = _path(package)
-        files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES) if root.is_dir() else [root]
-        for file in files:
-            name = f"{package}/{file.relative_to(root).as_posix()}"
-            digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    root = _path(package)
+    files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES) if root.is_dir() else [root]
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Stage kinds: one folder a kind, with `config.py` (no torch, no Ray) and `run.py` (where the work and Ray are met).
 
-`KINDS` is the one lazy table of kinds; it is handed to `recipe` and `plan`, which know no stage. To add a kind: a folder and a
-line here.
+`KINDS` is the one lazy table of kinds; it is handed to `recipe` and `plan`, which know no stage. To add a kind: a
+folder and a line here.
 """
 
 from orchestrator.recipe.schema import Table

@@ -1,9 +1,10 @@
 """The contract between a stage and the engine: `StageConfig` says what is wanted, `run(ctx)` does it.
 
-A stage kind is a `StageConfig` subclass that names its runner by string. The engine imports the runner where the stage runs and
-calls it with a `StageContext`: resolved inputs, an output directory of its own, a place for checkpoints, an event sink and a stop
-request. The runner writes its files into `ctx.out`, returns an `Outcome`, and publishes nothing: the engine, which holds the lease,
-does (store/artifacts.py). A runner may be called again after a crash and must then go on from its last checkpoint, if it keeps any.
+A stage kind is a `StageConfig` subclass that names its runner by string. The engine imports the runner where the
+stage runs and calls it with a `StageContext`: resolved inputs, an output directory of its own, a place for
+checkpoints, an event sink and a stop request. The runner writes its files into `ctx.out`, returns an `Outcome`, and
+publishes nothing: the engine, which holds the lease, does (store/artifacts.py). A runner may be called again after
+a crash and must then go on from its last checkpoint, if it keeps any.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Finding things by what a person types, and following lineage: from an artifact back to its data, and forward to what uses it.
+"""Finding things by what a person types, and following lineage, back to the data and forward to what uses it.
 
-`RUN/STAGE`, a stage's name (of the newest run that has it), or a fingerprint's first characters name an artifact; a run's id, part
-of it, or `last` name a run.
+`RUN/STAGE`, a stage's name (of the newest run that has it), or a fingerprint's first characters name an artifact; a
+run's id, part of it, or `last` name a run.
 """
 
 from __future__ import annotations

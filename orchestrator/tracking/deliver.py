@@ -1,9 +1,10 @@
 """The delivering process: `python -m orchestrator.tracking.deliver` carries spooled operations to MLflow, once each.
 
-It is the only place that imports MLflow for writing. Operations are applied in order; each is idempotent, because a crash between
-the server's answer and our cursor may repeat it: runs and logged models are looked up by fingerprint before they are created, and
-points of a curve at or below the last delivered sample count are dropped (a resumed training writes them again, equal). While the
-server is away it tries again with growing pauses; what is not delivered in this process's time is delivered by the next one.
+It is the only place that imports MLflow for writing. Operations are applied in order; each is idempotent, because a
+crash between the server's answer and our cursor may repeat it: runs and logged models are looked up by fingerprint
+before they are created, and points of a curve at or below the last delivered sample count are dropped (a resumed
+training writes them again, equal). While the server is away it tries again with growing pauses; what is not
+delivered in this process's time is delivered by the next one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Delivery:
         return self.offset > before
 
     def finished(self) -> bool:
-        """Whether nothing more will come and everything is delivered; runs that a killed submitter left open are ended."""
+        """Whether everything that will ever come is delivered; runs that a killed submitter left open are ended."""
         if not (self.folder / "closed").exists():
             if self.header.alive() or self.step():
                 return False
@@ -281,7 +282,7 @@ class Delivery:
 
 
 def deliver(patience_s: float = PATIENCE_S) -> bool:
-    """Deliver all spools until every submitter has ended and all is told, or the server stays away; True if nothing is left."""
+    """Deliver all spools until every submitter has ended, or the server stays away; True if nothing is left."""
     at_work: dict[Path, Delivery] = {}
     pause, last_success = 1.0, time.monotonic()
     while folders := spool.pending():

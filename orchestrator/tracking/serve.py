@@ -1,4 +1,4 @@
-"""MLflow's page for a SQLite back end: one server a machine and database, on loopback, started when somebody wants to look."""
+"""MLflow's page for a SQLite back end: one server, on loopback, started when somebody wants to look."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_S = 90.0
 
 
 def serve(store_url: str) -> str:
-    """The address of MLflow's page for a store, starting its server if it is ours to start and not up; OrchError if it fails.
+    """The address of MLflow's page for a store, starting its server if it is not up; OrchError if that fails.
 
     Operations that are still spooled are delivered meanwhile.
     """

@@ -5,7 +5,8 @@
     <ORCH_HOME>/spool/<run>/cursor.json    what has been delivered; rewritten by the deliverer alone
     <ORCH_HOME>/spool/<run>/closed         the submitter wrote its last operation
 
-A line without its newline is not there yet. The folder is removed when everything in a closed spool has been delivered.
+A line without its newline is not there yet. The folder is removed when everything in a closed spool has been
+delivered.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def header(folder: Path) -> Header:
 
 
 class Spool:
-    """The writing end. Appending is a line to a local file; errors are kept in `failed` and never raised into a run."""
+    """The writing end. Appending is a line to a local file; errors are kept in `failed`, never raised."""
 
     def __init__(self, header: Header) -> None:
         self.folder = home() / "spool" / header.run

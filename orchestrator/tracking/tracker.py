@@ -1,9 +1,10 @@
 """What a run means in MLflow: an observer of the engine that turns its events into spool operations.
 
-One run a submission, one child run a stage. A stage's own run is keyed by its fingerprint and belongs to the submission that began
-it; a later submission that reuses or resumes it gets a child that points there (deliver.py). A stage's metrics named
-`<input>/<metric>` are about that input: they are also written, as `<metric>`, to the run and the logged model that made it, so
-that comparing models needs no set-up. Points of the curves are keyed by samples seen.
+One run a submission, one child run a stage. A stage's own run is keyed by its fingerprint and belongs to the
+submission that began it; a later submission that reuses or resumes it gets a child that points there (deliver.py).
+A stage's metrics named `<input>/<metric>` are about that input: they are also written, as `<metric>`, to the run
+and the logged model that made it, so that comparing models needs no set-up. Points of the curves are keyed by
+samples seen.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Tracker:
         self._append("points", fingerprint=node.fingerprint, points=points, timed=kind == "system")
 
     def stage_finished(self, node: Node, manifest: Manifest, cached: bool, children: bool = True) -> None:
-        """Final metrics, inputs and outputs. A cached stage gets a pointing child, or a line of a table if `children` is off."""
+        """Final metrics, inputs and outputs. A cached stage gets a pointing child, without `children` a table's row."""
         own = {name: value for name, value in manifest.metrics.items() if "/" not in name}
         if cached and not children:
             self._append("cached", stage=node.name, fingerprint=node.fingerprint, kind=node.kind, metrics=own)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
 import uuid
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ class Toy(StageConfig):
     needs: list[Ref[Dataset]] = []
     """Other toys."""
     behaviour: Execution[str] = "ok"
-    """ok | fails | user_error | bug | full_disk | memory | dies_once | waits_for_stop | waits_for_file"""
+    """ok | fails | user_error | bug | full_disk | memory | waits_for_stop | waits_for_file"""
     trace: Execution[str]
     """Directory for marks."""
 
@@ -47,10 +46,9 @@ def run(ctx: StageContext) -> Outcome:
     trace = Path(config.trace)
     mark = trace / f"{ctx.stage}-{uuid.uuid4().hex}.started"
     mark.write_text(str(os.getpid()))
-    died = trace / f"{ctx.stage}.died"
     print(f"hello from {ctx.stage}", flush=True)
     ctx.events.emit("progress", done=0, total=2, unit="samples")
-    behave(ctx, config.behaviour, trace, died)
+    behave(ctx, config.behaviour, trace)
     ctx.events.emit("progress", done=2, total=2, unit="samples")
     if (reason := ctx.should_stop()) is not None:
         return Outcome(stopped=reason)
@@ -61,7 +59,7 @@ def run(ctx: StageContext) -> Outcome:
     return Outcome(metrics={"length": float(len(text))}, undeclared=("when",))
 
 
-def behave(ctx: StageContext, behaviour: str, trace: Path, died: Path) -> None:
+def behave(ctx: StageContext, behaviour: str, trace: Path) -> None:
     """The part that goes wrong."""
     if behaviour == "fails":
         raise StageError("the toy is broken", "buy another")
@@ -73,9 +71,6 @@ def behave(ctx: StageContext, behaviour: str, trace: Path, died: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     if behaviour == "memory":
         raise MemoryError
-    if behaviour == "dies_once" and not died.exists():
-        died.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "waits_for_stop":
         wait(lambda: ctx.should_stop() is not None)
     if behaviour == "waits_for_file":

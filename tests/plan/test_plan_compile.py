@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_kinds import KINDS
+from toy_recipe_kinds import KINDS
 
 from orchestrator.errors import UserError
 from orchestrator.plan.compile import compile
@@ -134,7 +134,7 @@ TIMED = """
 import sys, time
 started = time.perf_counter()
 sys.path.insert(0, sys.argv[2])
-from toy_kinds import KINDS
+from toy_recipe_kinds import KINDS
 from orchestrator.recipe.load import load
 from orchestrator.plan.compile import compile
 plan = compile(load(sys.argv[1], kinds=KINDS), lambda s: "d", lambda r: ("i", ""))

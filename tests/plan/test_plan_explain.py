@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from toy_kinds import KINDS, Train
+from toy_recipe_kinds import KINDS, Train
 
 from orchestrator.plan.compile import compile
 from orchestrator.plan.explain import explain
@@ -141,9 +141,9 @@ def test_time_is_estimated_from_past_runs_by_their_work(plan, summary, stage, es
 def test_code_that_changed_behind_an_unchanged_version_is_said(plan, monkeypatch):
     monkeypatch.setattr(Train, "sources", ("orchestrator.plan",))
     shelf = Shelf()
-    shelf.add(plan(), provenance={"source_digest": source_digest(("orchestrator.plan",))})
+    shelf.add(plan(), provenance={"sources": {"orchestrator.plan": source_digest("orchestrator.plan")}})
     assert not explain(plan(), shelf.find, shelf.history).stages[-1].code_changed
-    shelf.made[-1].provenance = {"source_digest": "0" * 64}
+    shelf.made[-1].provenance = {"sources": {"orchestrator.plan": "0" * 64}}
     assert explain(plan(), shelf.find, shelf.history).stages[-1].code_changed
 
 
@@ -169,10 +169,10 @@ def test_a_source_digest_follows_the_code_and_imports_nothing(tmp_path, monkeypa
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "inner" / "a.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = source_digest(("somecode.inner",))
-    assert before == source_digest.__wrapped__(("somecode.inner",))
+    before = source_digest("somecode.inner")
+    assert before == source_digest.__wrapped__("somecode.inner")
     (package / "inner" / "a.py").write_text("x = 2")
-    assert source_digest.__wrapped__(("somecode.inner",)) != before
-    assert source_digest.__wrapped__(("somecode.inner.a",)) != before
+    assert source_digest.__wrapped__("somecode.inner") != before
+    assert source_digest.__wrapped__("somecode.inner.a") != before
     with pytest.raises(ModuleNotFoundError):
-        source_digest(("somecode.nowhere",))
+        source_digest("somecode.nowhere")

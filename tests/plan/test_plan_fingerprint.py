@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, create_model
-from toy_kinds import KINDS, METHODS, Mimic, Train
+from toy_recipe_kinds import KINDS, METHODS, Mimic, Train
 
 from orchestrator.plan.diff import diff
 from orchestrator.plan.fingerprint import fingerprint, payload

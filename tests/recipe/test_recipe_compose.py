@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from toy_kinds import KINDS
+from toy_recipe_kinds import KINDS
 
 from orchestrator.recipe import yaml
 from orchestrator.recipe.errors import RecipeError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from toy_kinds import KINDS
+from toy_recipe_kinds import KINDS
 
 from orchestrator.recipe.json_schema import schema, write
 

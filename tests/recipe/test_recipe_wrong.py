@@ -6,7 +6,7 @@ import time
 
 import pytest
 from pydantic import model_validator
-from toy_kinds import KINDS
+from toy_recipe_kinds import KINDS
 
 from orchestrator.recipe.errors import RecipeError
 from orchestrator.recipe.load import load

@@ -81,7 +81,11 @@ def submission(run: str, store: str, *, losses: dict[int, float], cached: bool =
         (PAIRS, {"pairs": 10.0}, {}),
         (TEACHER, {"parameters": 5.0}, {"data": PAIRS}),
         (SMALL, {"parameters": 2.0, "samples_per_s": 9.0}, {"data": PAIRS, "teacher": TEACHER}),
-        (SCORES, {"small/zeroshot.id.top1": 0.4, "teacher/zeroshot.id.top1": 0.5}, {"a": TEACHER, "b": SMALL, "d": PAIRS}),
+        (
+            SCORES,
+            {"small/zeroshot.id.top1": 0.4, "teacher/zeroshot.id.top1": 0.5},
+            {"a": TEACHER, "b": SMALL, "d": PAIRS},
+        ),
     ):
         if not cached:
             tracker.stage_started(stage)
@@ -121,7 +125,10 @@ def test_compare_and_lineage_are_there_without_set_up(client, tmp_path):
     assert small.data.metrics["zeroshot.id.top1"] == 0.4
     assert small.data.params["learning_rate"] == "0.2"
     assert small.info.status == "FINISHED"
-    assert [(p.step, p.value) for p in client.get_metric_history(small.info.run_id, "loss")] == [(100, 2.0), (200, 1.0)]
+    assert [(p.step, p.value) for p in client.get_metric_history(small.info.run_id, "loss")] == [
+        (100, 2.0),
+        (200, 1.0),
+    ]
 
     (teacher,) = stage_run(client, "teacher-fingerprint")
     taught = client.get_logged_model(small.inputs.model_inputs[0].model_id)
