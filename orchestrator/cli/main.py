@@ -57,8 +57,8 @@ class Commands(click.Group):
 def orch() -> None:
     """Declarative CLIP experiments on Ray.
 
-    A recipe names stages; `orch submit recipe.yaml` runs what is not there yet, keeps every result as an immutable artifact,
-    and tells MLflow what came from what. Begin with `orch plan recipes/tinyclip_progressive.yaml`.
+    A recipe names stages; `orch submit recipe.yaml` runs what is not there yet, keeps every result as an immutable
+    artifact, and tells MLflow what came from what. Begin with `orch plan recipes/tinyclip_progressive.yaml`.
     """
 
 

@@ -39,7 +39,7 @@ def choose(captions: Sequence[Caption], policy: CaptionPolicy, draw: float) -> s
     ]
     if not wanted:
         return captions[0].text
-    slots: dict[str, float] = {**policy.slots}
+    slots: dict[str, float] = {str(slot): weight for slot, weight in policy.slots.items()}
     sharing = {slot: sum(c.slot == slot for c in wanted) for slot in slots}
     weights = [slots[c.slot] / sharing[c.slot] for c in wanted]
     remaining = draw * sum(weights)

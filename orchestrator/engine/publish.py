@@ -50,7 +50,7 @@ def manifest_of(
         files=result.files,
         content_digest=content_digest(result.files),
         metrics=result.outcome.metrics,
-        summary=result.outcome.summary,
+        summary={**work(node.config), **result.outcome.summary},
         provenance={**code(), **result.facts, "sources": sources(node.config)},
         started=result.started,
         finished=time.time(),
@@ -62,6 +62,12 @@ def manifest_of(
 def code() -> Mapping[str, Any]:
     """Commit and changes of the code that runs here, looked up once."""
     return provenance()
+
+
+def work(config: Any) -> dict[str, float]:
+    """The amount of work, by which a plan scales this run's time to estimate another's."""
+    amount = config.work()
+    return {} if amount is None else {"work": amount}
 
 
 def sources(config: object) -> dict[str, str]:

@@ -100,21 +100,6 @@ def host() -> dict[str, Any]:
     }
 
 
-def source_digest(package: str) -> str:
-    """SHA-256 in hex over a package's (or module's) Python files by relative path; ModuleNotFoundError if missing."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"no module named '{package}'")
-    origin = Path(spec.origin)
-    folder = origin.parent
-    files = sorted(folder.rglob("*.py")) if spec.submodule_search_locations else [origin]
-    digest = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
 def redact_arguments(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
     """A command line as `redact` has it, and `***` for the argument after an option that is named like a secret."""
     result: list[str] = []

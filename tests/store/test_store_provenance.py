@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -16,7 +15,6 @@ from orchestrator.store.provenance import (
     provenance,
     redact,
     redact_arguments,
-    source_digest,
 )
 
 
@@ -113,21 +111,3 @@ def test_provenance_is_json_with_versions_and_machine(monkeypatch):
 
 def test_packages_that_are_not_installed_are_left_out():
     assert packages(["pydantic", "no-such-package"]).keys() == {"pydantic"}
-
-
-def test_source_digest_follows_the_code_and_imports_nothing(tmp_path, monkeypatch):
-    package = tmp_path / "some_stage_code"
-    (package / "deep").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    (package / "deep" / "x.py").write_text("a = 1\n")
-    (package / "data.txt").write_text("1")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = source_digest("some_stage_code")
-    (package / "data.txt").write_text("2")
-    assert source_digest("some_stage_code") == before
-    (package / "deep" / "x.py").write_text("a = 2\n")
-    assert source_digest("some_stage_code") != before
-    assert "some_stage_code" not in sys.modules
-    assert source_digest("orchestrator.errors") != source_digest("orchestrator.io.storage")
-    with pytest.raises(ModuleNotFoundError):
-        source_digest("no_such_package")
