@@ -29,7 +29,7 @@ class OrchError(Exception):
         return _rebuild, (type(self), self.__dict__.copy(), self.args)
 
 
-def _rebuild(cls: type, state: dict, args: tuple) -> OrchError:
+def _rebuild(cls: type[OrchError], state: dict, args: tuple) -> OrchError:
     error = cls.__new__(cls)
     Exception.__init__(error, *args)
     error.__dict__.update(state)

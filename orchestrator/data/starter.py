@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from orchestrator.data.index import index_shard
+from orchestrator.data.sets import SETS
 from orchestrator.data.source import locate
 from orchestrator.data.tables import FORMATS
 from orchestrator.errors import DataError
@@ -26,6 +27,7 @@ class Look:
         side: median of the shorter side in pixels.
         words: median length of the primary caption.
         concepts: different concepts in the first shard, 0 where samples carry none.
+        styles: drawing styles in the first shard, of samples that carry a concept too.
         example: one caption.
     """
 
@@ -39,6 +41,7 @@ class Look:
     side: int
     words: int
     concepts: int
+    styles: list[str]
     example: str
 
     @property
@@ -71,6 +74,7 @@ def look(source: str) -> Look:
         side=int(median(min(row["width"] or 0, row["height"] or 0) for row in rows)),
         words=int(median(len(text.split()) for text in captions)),
         concepts=len({row["concept"] for row in rows if row.get("concept")}),
+        styles=sorted({row["style"] for row in rows if row["concept"] and row["style"]}),
         example=captions[len(captions) // 2],
     )
 
@@ -83,9 +87,14 @@ def recipe(facts: Look, gpus: int = 0) -> str:
         batch //= 2
     smallest = max(16, min(32, facts.side // 2))
     tasks = "[zeroshot, retrieval]" if facts.concepts > 1 else "[retrieval]"
-    split = (
-        "" if facts.concepts > 1 else "\n    split: {holdout: 0.1}            # kept out of training, for evaluation"
-    )
+    if facts.source in SETS:
+        split = ""
+    elif facts.styles:
+        split = "\n    split: {ood_style: null}         # or a style to keep out of training: " + ", ".join(
+            facts.styles
+        )
+    else:
+        split = "\n    split: {holdout: 0.1}            # kept out of training, for evaluation"
     resources = f"{{gpus: {gpus}, cpus: {4 * gpus}, workers: {gpus}}}" if gpus else "{cpus: 2}"
     return f"""\
 # yaml-language-server: $schema=schema.json

@@ -84,7 +84,7 @@ class Tracker:
         self._append("points", fingerprint=node.fingerprint, points=points, timed=kind == "system")
 
     def stage_finished(self, node: Node, manifest: Manifest, cached: bool, children: bool = True) -> None:
-        """Final metrics, inputs and outputs. A cached stage gets a pointing child, without `children` a table's row."""
+        """Final metrics, inputs and outputs. A cached stage gets a pointing child, or a table's row."""
         own = {name: value for name, value in manifest.metrics.items() if "/" not in name}
         if cached and not children:
             self._append("cached", stage=node.name, fingerprint=node.fingerprint, kind=node.kind, metrics=own)

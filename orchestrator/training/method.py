@@ -110,7 +110,8 @@ class Method(nn.Module):
 
     def groups(self, phase: Phase) -> Sequence[Group]:
         """Parameter groups of a phase. Default: all that is trainable, weight decay on two or more dimensions."""
-        decay, plain = [], []
+        decay: list[tuple[str, nn.Parameter]] = []
+        plain: list[tuple[str, nn.Parameter]] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 excluded = parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
