@@ -95,9 +95,16 @@ def _lineage(store: Any, manifest: Manifest) -> None:
 
     from orchestrator.store.lookup import lineage, used_by
 
+    told: set[str] = set()
+
     def grow(tree: Tree, ancestor: Ancestor) -> None:
+        """Each artifact's own inputs once, where it first comes up."""
         for child in ancestor.inputs:
-            grow(tree.add(_label(child)), child)
+            known = bool(child.inputs) and child.fingerprint in told
+            branch = tree.add(_label(child) + (", see above" if known else ""))
+            if not known:
+                told.add(child.fingerprint)
+                grow(branch, child)
 
     root = lineage(store, manifest)
     tree = Tree(_label(root))

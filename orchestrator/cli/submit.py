@@ -58,8 +58,8 @@ def _show(result: RunResult, mlflow: bool) -> None:
 
     from orchestrator.report.summary import reports
 
-    console = Console()
-    for report in reports(result.manifests, options.open_store(result.store)):
+    console = Console() if sys.stdout.isatty() else Console(width=100)
+    for report in reports(result.manifests, options.open_store(result.store), console.width):
         console.print(report.tables)
         for picture in report.pictures:
             console.print(f"picture: {picture}", soft_wrap=True)

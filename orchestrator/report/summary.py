@@ -23,8 +23,8 @@ class Shown:
     pictures: tuple[Path, ...]
 
 
-def reports(manifests: Mapping[str, Manifest], store: Store) -> Iterator[Shown]:
-    """The Reports among a run's results, in its order."""
+def reports(manifests: Mapping[str, Manifest], store: Store, width: int) -> Iterator[Shown]:
+    """The Reports among a run's results, in its order, for a terminal that many characters wide."""
     for stage, manifest in manifests.items():
         if not {"metrics.json", "paired.json"} <= set(manifest.files):
             continue
@@ -34,4 +34,4 @@ def reports(manifests: Mapping[str, Manifest], store: Store) -> Iterator[Shown]:
         names = {key: name for key, (name, _) in used.items()}  # as this run calls them, whoever made the Report
         models = {key: metrics for key, (_, metrics) in used.items()}
         pictures = tuple(handle.local(name) for name in manifest.files if name.endswith(".png"))
-        yield Shown(stage, render(load(handle, models, names)), pictures)
+        yield Shown(stage, render(load(handle, models, names), width), pictures)

@@ -21,8 +21,8 @@ from orchestrator.store.artifacts import Handle
 
 MATRIX = 4
 """Up to so many models each is compared with each; of more, each with the first only."""
-FIGURES_A_TABLE = 6
-"""Columns of figures that fit beside a name in 100 columns."""
+Column = tuple[Mapping[str, Any], int, float]
+"""A measure, one of its k, and chance."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def load(report: Handle, models: Mapping[str, Mapping[str, float]], names: Mappi
     return Scores(rows, record["measures"], pairs, record["intervals"])
 
 
-def render(scores: Scores) -> RenderableType:
-    """The tables for a terminal: models, zero-shot, retrieval, comparison; each measure with its sizes and chance."""
+def render(scores: Scores, width: int = 100) -> RenderableType:
+    """The tables for a terminal that many characters wide: models, zero-shot, retrieval, comparison."""
     parts: list[RenderableType] = [Text("Models", style="bold"), _models(scores)]
     groups = {"zeroshot": "Zero-shot classification, %", "retrieval": "Retrieval within one style, recall in %"}
     for prefix, title in groups.items():
@@ -77,19 +77,27 @@ def render(scores: Scores) -> RenderableType:
         columns = [(m, k, c) for m in measures for k, c in zip(m["ks"], m["chance"]) if prefix == "zeroshot" or k == 1]
         if columns:
             parts.append(Text(f"\n{title}", style="bold"))
-        for start in range(0, len(columns), FIGURES_A_TABLE):
-            parts.append(_figures(scores, columns[start : start + FIGURES_A_TABLE]))
+        parts += [_figures(scores, some) for some in _fitting(columns, width - max(len(r.name) for r in scores.rows))]
         parts += [Text(f" {line}", style="dim") for line in _sizes(measures)]
     parts += _comparison(scores)
     level, samples = scores.intervals["level"], scores.intervals["samples"]
-    parts.append(
-        Text(
-            f"\n Under each figure its {level:.0%} interval: bootstrap over the samples, {samples:,} draws, the same "
-            "for all models.",
-            style="dim",
-        )
-    )
+    how = f"\n Under each figure its {level:.0%} interval: bootstrap over the samples, {samples:,} draws."
+    parts.append(Text(how, style="dim"))
     return Group(*parts)
+
+
+def _fitting(columns: Sequence[Column], width: int) -> list[list[Column]]:
+    """The columns in groups that fit beside the models' names."""
+    tables: list[list[Column]] = []
+    left = 0
+    for measure, k, chance in columns:
+        need = len(_header(measure, k)) + 3
+        if need > left:
+            tables.append([])
+            left = width - 4
+        tables[-1].append((measure, k, chance))
+        left -= need
+    return tables
 
 
 def table_json(scores: Scores) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def _models(scores: Scores) -> Table:
     return table
 
 
-def _figures(scores: Scores, columns: Sequence[tuple[Mapping[str, Any], int, float]]) -> Table:
+def _figures(scores: Scores, columns: Sequence[Column]) -> Table:
     table = _table()
     for measure, k, _ in columns:
         table.add_column(_header(measure, k), justify="right", no_wrap=True)

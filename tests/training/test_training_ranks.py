@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 
 import pytest
@@ -38,11 +39,18 @@ def results(world: World, checkpoint: bytes | None = None, stop_at: int | None =
     return {"weights": method.state_dict(), "curves": curves(reports), "seen": seen, "checkpoint": io.checkpoint}
 
 
+def free_port() -> int:
+    """Below the range from which the system hands out ports by itself: nobody else takes it before we listen."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    pytest.fail("no free port between 20000 and 30000")
+
+
 def train_on(size: int, folder, **options) -> list[dict]:
     """Results of all ranks of one training, each in its own process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     multiprocessing.spawn(work, args=(size, port, options, str(folder)), nprocs=size)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
