@@ -165,7 +165,7 @@ def test_a_run_shows_its_reports_under_its_own_names_with_the_speed_of_its_train
     model = Manifest(kind="t", fingerprint="a", stage="old", inputs={}, metrics={"samples_per_s": 77.0}, **base)
     scores = Manifest(kind="e", fingerprint="c", stage="scores", inputs=inputs, metrics={}, **base)
     scores = store.publish(scores, tmp_path / "out", ("retrieval.png",))
-    (shown,) = reports({"teacher": model, "scores": scores}, store)
+    (shown,) = reports({"teacher": model, "scores": scores}, store, 100)
     console = Console(file=io.StringIO(), width=100)
     console.print(shown.tables)
     text = console.file.getvalue()
