@@ -8,16 +8,19 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from orchestrator.data.source import identify
 from orchestrator.errors import UserError
-from orchestrator.models.external import identify_external
+from orchestrator.models.external import RANDOM, identify_external
 from orchestrator.plan.compile import compile, named
 from orchestrator.plan.types import Plan
 from orchestrator.recipe.load import load
 from orchestrator.recipe.recipe import Recipe
-from orchestrator.recipe.schema import Config
+from orchestrator.recipe.references import is_external
+from orchestrator.recipe.schema import Model, references, replaced
 from orchestrator.stages import KINDS
+from orchestrator.stages.base import StageConfig
 from orchestrator.store.artifacts import Store
 
 
@@ -54,7 +57,7 @@ def request(
     until: Collection[str] = (),
     rerun: Collection[str] = (),
     smoke: bool = False,
-    kinds: Mapping[str, type[Config]] = KINDS,
+    kinds: Mapping[str, type[StageConfig]] = cast(Mapping[str, type[StageConfig]], KINDS),
 ) -> Request:
     """Load a recipe and what was asked beside it. RecipeError or UserError if any of it is wrong."""
     recipe = load(path, overrides, kinds=kinds)
@@ -67,13 +70,18 @@ def request(
 
 
 def cut_down(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
-    """Every stage as its kind's `smoke` has it; `say` is told which data were replaced."""
+    """Every stage as its kind's `smoke` has it; `say` is told what was replaced."""
     stages = {}
     for name, spec in recipe.stages.items():
-        small = spec.config.smoke()
-        for old, new in zip(spec.config.external_sources(), small.external_sources()):
+        whole = cast(StageConfig, spec.config)
+        small = whole.smoke()
+        for old, new in zip(whole.external_sources(), small.external_sources()):
             if old != new:
                 say(f"{name}: '{old}' cannot be reached; the sample set '{new}' stands in for it")
+        for path, reference in references(small):
+            if is_external(reference) and issubclass(Model, reference.artifact):
+                say(f"{name}: a small model with random weights stands in for '{reference}'")
+                small = replaced(small, path, type(reference)(RANDOM + reference))
         stages[name] = replace(spec, config=small)
     return replace(recipe, name=f"{recipe.name}-smoke", stages=stages)
 

@@ -2,6 +2,7 @@
 written by `save`.
 
     open_clip:ViT-B-32/laion2b_s34b_b79k     hf-hub:laion/CLIP-ViT-B-32-...[@revision]     ./path/to/model
+    random:open_clip:ViT-B-32/openai         a small one of the same kind with random weights, as `--smoke` wants it
 
 `identify_external` and `external_capabilities` are light (no torch) and used while a recipe is compiled; loading is
 where torch and the network are met. A published tag or repository is its own identity; a folder is known by the digest
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 OPEN_CLIP = "open_clip:"
 HUB = "hf-hub:"
+RANDOM = "random:"
 FILES = ("model.json", "weights.safetensors")
 HUB_FILES = ["open_clip_config.json", "open_clip_model.safetensors"]
 
@@ -34,6 +36,8 @@ def identify_external(reference: str) -> str:
     """What decides the model's weights, as a string for fingerprints; UserError where the reference means nothing
     here.
     """
+    if reference.startswith(RANDOM):
+        return RANDOM + identify_external(reference.removeprefix(RANDOM))
     if reference.startswith(OPEN_CLIP):
         name, tag = _name_and_tag(reference)
         catalog.check(catalog.resolve(name))
@@ -49,6 +53,7 @@ def identify_external(reference: str) -> str:
 
 def external_capabilities(reference: str) -> frozenset[str]:
     """What the model can do, known without loading it."""
+    reference = reference.removeprefix(RANDOM)
     if reference.startswith((OPEN_CLIP, HUB)):
         return frozenset({"encode_image", "encode_text", "score"})
     return frozenset(json.loads((_folder(reference) / FILES[0]).read_text())["capabilities"])
@@ -58,7 +63,9 @@ def load_external(reference: str, device: str = "cpu") -> tuple[Model, Preproces
     """The model in eval mode with its preprocessing and tokenizer; UserError where its weights cannot be fetched."""
     from orchestrator.models import artifact
 
-    if reference.startswith(OPEN_CLIP):
+    if reference.startswith(RANDOM):
+        model, preprocess, tokenizer = random_like(reference.removeprefix(RANDOM))
+    elif reference.startswith(OPEN_CLIP):
         model, preprocess, tokenizer = _from_open_clip(*_name_and_tag(reference))
     elif reference.startswith(HUB):
         model, preprocess, tokenizer = _from_hub(reference)

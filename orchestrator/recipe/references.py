@@ -19,7 +19,7 @@ from orchestrator.recipe.matrix import split
 from orchestrator.recipe.recipe import StageSpec
 from orchestrator.recipe.schema import Artifact, Model, Reference, references
 
-MODEL_SCHEMES = ("open_clip:", "hf-hub:", "package:")
+MODEL_SCHEMES = ("open_clip:", "hf-hub:", "package:", "random:")
 PLACES = ("s3://", "./", "../", "/", "~")
 
 

@@ -18,7 +18,7 @@ Nothing here knows a stage kind, and nothing here imports torch or Ray.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -224,6 +224,19 @@ def walk(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[s
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             yield from walk(item, (*path, number))
+
+
+def replaced(value: Any, path: Sequence[str | int], new: Any) -> Any:
+    """A copy of a configuration with another value at a path that `walk` gave. Nothing is validated again."""
+    if not path:
+        return new
+    head, *rest = path
+    if isinstance(value, Config):
+        name = next(n for n, field in type(value).model_fields.items() if (field.alias or n) == head)
+        return value.model_copy(update={name: replaced(getattr(value, name), rest, new)})
+    if isinstance(value, Mapping):
+        return {**value, head: replaced(value[head], rest, new)}
+    return [replaced(item, rest, new) if number == head else item for number, item in enumerate(value)]
 
 
 def references(config: Config) -> list[tuple[tuple[str | int, ...], Reference]]:

@@ -77,7 +77,8 @@ def render(scores: Scores, width: int = 100) -> RenderableType:
         columns = [(m, k, c) for m in measures for k, c in zip(m["ks"], m["chance"]) if prefix == "zeroshot" or k == 1]
         if columns:
             parts.append(Text(f"\n{title}", style="bold"))
-        parts += [_figures(scores, some) for some in _fitting(columns, width - max(len(r.name) for r in scores.rows))]
+        beside = width - min(20, max(len(row.name) for row in scores.rows))
+        parts += [_figures(scores, some) for some in _fitting(columns, beside)]
         parts += [Text(f" {line}", style="dim") for line in _sizes(measures)]
     parts += _comparison(scores)
     level, samples = scores.intervals["level"], scores.intervals["samples"]

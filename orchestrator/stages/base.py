@@ -81,6 +81,9 @@ class EventSink(Protocol):
     def emit(self, type: str, **fields: Any) -> None:
         """`type` is one of store/events.py's; `fields` are JSON values."""
 
+    def flush(self) -> bool:
+        """Write now what is waiting: done before a checkpoint is kept, as nothing below one is computed again."""
+
 
 @dataclass(frozen=True)
 class StageContext:

@@ -89,6 +89,12 @@ def test_initial_weights_are_decided_by_the_seed_alone():
     assert not torch.equal(one["network.visual.conv1.weight"], other["network.visual.conv1.weight"])
 
 
+def test_initial_weights_are_those_of_this_version():
+    """Golden: they come from the seed by way of data/draws.py, whose change would silently be another experiment."""
+    first = create(catalog.resolve("tiny"), seed=7).state_dict()["network.visual.class_embedding"][:3]
+    torch.testing.assert_close(first, torch.tensor([-0.2508590519, -0.1995528638, -0.0203792639]))
+
+
 def test_building_does_not_change_the_configuration():
     given = config(custom_text=True)
     assert create(given).structure()["config"] == config(custom_text=True)

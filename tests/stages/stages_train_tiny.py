@@ -33,6 +33,9 @@ class Events:
     def emit(self, type: str, **fields: Any) -> None:
         self.seen.append({"type": type, **fields})
 
+    def flush(self) -> bool:
+        return True
+
     def of(self, type: str) -> list[dict[str, Any]]:
         return [event for event in self.seen if event["type"] == type]
 

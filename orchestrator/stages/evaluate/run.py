@@ -23,19 +23,17 @@ import numpy as np
 import torch
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.errors import Cancelled
 from orchestrator.evaluation import metrics, picture
 from orchestrator.evaluation.config import Retrieval
 from orchestrator.evaluation.encode import encode
 from orchestrator.evaluation.figures import Ranks, describe, figures, predictions
 from orchestrator.evaluation.protocol import Gallery, Measure, galleries
-from orchestrator.models.artifact import load
 from orchestrator.models.count import count
-from orchestrator.models.external import load_external
 from orchestrator.models.interface import Model
 from orchestrator.stages.base import Outcome, StageContext
 from orchestrator.stages.evaluate.config import EvaluateStage
+from orchestrator.stages.models import load_input
 
 ROW_GROUP = 1 << 16
 
@@ -94,7 +92,7 @@ def _encoded(
 
     for key in keys:
         ctx.events.emit("phase", name=ctx.input_names[key])
-        model, preprocess, tokenizer = _load(ctx, key, device)
+        model, preprocess, tokenizer = load_input(ctx.inputs, ctx.input_names, key, device)
         yield (
             key,
             encode(
@@ -109,13 +107,6 @@ def _encoded(
                 tick=tick,
             ),
         )
-
-
-def _load(ctx: StageContext, key: str, device: torch.device) -> tuple[Model, Preprocess, Tokenizer]:
-    """A model of the store, or an external one, whose name is its reference."""
-    if key in ctx.inputs:
-        return load(ctx.inputs[key], device)
-    return load_external(ctx.input_names[key], str(device))
 
 
 def _sizes(model: Model) -> dict[str, float]:

@@ -44,6 +44,7 @@ def run(ctx: StageContext) -> Outcome:
     job = TrainJob(
         config=ctx.config,
         inputs=ctx.inputs,
+        names=ctx.input_names,
         checkpoints=ctx.checkpoints,
         resume=ctx.checkpoints.latest(),
         threads=ctx.resources.threads,
@@ -56,7 +57,7 @@ def run(ctx: StageContext) -> Outcome:
 
 
 def _alone(ctx: StageContext, job: TrainJob) -> TrainResult:
-    def work(_: Any = None) -> TrainResult:
+    def work(_: Any = None) -> Any:
         world = World(device=torch.device("cuda" if ctx.resources.gpus else "cpu"))
         return train(job, world, ctx.events, ctx.should_stop, ctx.out)
 
@@ -98,7 +99,7 @@ def _several(ctx: StageContext, job: TrainJob) -> TrainResult:
     return result
 
 
-def _work(config: dict[str, Any]) -> TrainResult:
+def _work(config: dict[str, Any]) -> Any:
     """What each worker of the group does."""
     import ray.train
     import ray.train.torch

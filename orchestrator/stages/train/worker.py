@@ -25,6 +25,7 @@ from orchestrator.models.count import count
 from orchestrator.models.inheritance import inherit
 from orchestrator.models.open_clip_bridge import create
 from orchestrator.stages.base import EventSink
+from orchestrator.stages.models import load_input
 from orchestrator.stages.train.config import TrainStage
 from orchestrator.store.artifacts import Handle
 from orchestrator.store.checkpoints import CheckpointRef, CheckpointStore
@@ -42,7 +43,7 @@ class TrainJob:
     """What every worker of a stage is told. Picklable.
 
     Attributes:
-        config, inputs: of the stage.
+        config, inputs, names: of the stage; `names` has the reference of each external model too.
         checkpoints: the stage's place for them.
         resume: the checkpoint to go on from, the same for all workers.
         threads: compute threads of one worker.
@@ -50,6 +51,7 @@ class TrainJob:
 
     config: TrainStage
     inputs: Mapping[str, Handle]
+    names: Mapping[str, str]
     checkpoints: CheckpointStore
     resume: CheckpointRef | None
     threads: int
@@ -81,7 +83,7 @@ def train(
         loaders.append(_loader(job, dataset, method, preprocess, tokenizer, world, start))
         return loaders[0]
 
-    with checkpoint.BackgroundWriter(lambda samples, data: _keep(job, samples, data)) as writer:
+    with checkpoint.BackgroundWriter(lambda samples, data: _keep(job, events, samples, data)) as writer:
         io = StageIO(job, world.rank, events, should_stop, writer, total)
         reports = fit(FitSpec(config, total, preprocess.normalise), method, loader, world, io)
         report = deque(reports, maxlen=1).pop()
@@ -112,10 +114,11 @@ def _build(job: TrainJob, world: World, total: int) -> tuple[Method, Preprocess,
     tokenizer = Tokenizer(context_length=config.model.context_length)
     teacher = teacher_preprocess = teacher_tokenizer = None
     if config.init is not None:
-        source, preprocess, _ = artifact.load(job.inputs["init.from"])
+        source, preprocess, _ = load_input(job.inputs, job.names, "init.from", "cpu")
         inherit(model, source, config.init.mode)
-    if "teacher" in job.inputs:
-        teacher, teacher_preprocess, teacher_tokenizer = artifact.load(job.inputs["teacher"], world.device)
+    if "teacher" in job.names:
+        found = load_input(job.inputs, job.names, "teacher", world.device)
+        teacher, teacher_preprocess, teacher_tokenizer = found
         preprocess = teacher_preprocess
     preprocess = dataclasses.replace(preprocess, image_size=config.model.image_size)
     build = Build(
@@ -162,7 +165,8 @@ def _loader(
     )
 
 
-def _keep(job: TrainJob, samples: int, data: bytes) -> None:
+def _keep(job: TrainJob, events: EventSink, samples: int, data: bytes) -> None:
+    events.flush()  # points below a checkpoint are not computed again
     job.checkpoints.save(samples, {STATE: data})
     job.checkpoints.prune(job.config.keep_checkpoints)
 

@@ -1,0 +1,90 @@
+"""Somebody's own shards, as img2dataset writes them: `init` looks at them and writes a recipe that plans and runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator.store.artifacts import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+NUM_SHARDS, NUM_SAMPLES = 2, 48
+"""Shards, and pairs in each."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """Photographs' worth of noise with captions: KEY.jpg, KEY.txt, KEY.json in tars, and img2dataset's side files."""
+    folder = tmp_path_factory.mktemp("cc3m")
+    drawn = random.Random(0)
+    for shard in range(NUM_SHARDS):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number in range(NUM_SAMPLES):
+                key, caption = f"{shard:05d}{number:04d}", f"picture {number} of shard {shard}"
+                picture = Image.frombytes("RGB", (40, 30), drawn.randbytes(3600)).resize((80, 60))
+                image = io.BytesIO()
+                picture.save(image, "JPEG")
+                facts = {"caption": caption, "url": f"https://example.org/{key}.jpg", "key": key, "status": "success"}
+                for suffix, content in (
+                    ("jpg", image.getvalue()),
+                    ("txt", caption.encode()),
+                    ("json", json.dumps(facts).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{key}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"count": NUM_SAMPLES, "successes": NUM_SAMPLES}))
+    return folder
+
+
+def test_init_writes_a_recipe_that_plans_and_runs(orch, shards, tmp_path):
+    recipe, store = tmp_path / "recipe.yaml", str(tmp_path / "store")
+    looked = orch("init", "--data", shards, "--out", recipe).out
+    assert f"first of {NUM_SHARDS} shards: {NUM_SAMPLES} pairs ({NUM_SAMPLES} jpeg), shorter side 60 pixels" in looked
+    assert f"next: orch plan {recipe}" in looked
+    assert "$schema=schema.json" in recipe.read_text()
+    assert json.loads((tmp_path / "schema.json").read_text())["title"] == "recipe"
+
+    planned = json.loads(orch("plan", recipe, "--store", store, "--json").out)
+    assert {stage["state"] for stage in planned["stages"]} == {"pending"}
+    assert not Path(store).exists()
+
+    orch("submit", recipe, "--smoke", "--store", store, timeout_s=150)
+    made = {manifest.stage: manifest for manifest in Store.open(store).manifests()}
+    assert list(made) == ["pairs", "clean", "clip", "scores"]
+    assert made["clip"].summary["training_set_size"] + made["scores"].metrics["clip/retrieval.id.n"] > 0
+    assert 0 <= made["scores"].metrics["clip/retrieval.id.text_to_image.r1"] <= 1
+
+    planned = json.loads(orch("plan", recipe, "--store", store, "--json").out)
+    assert {stage["stage"]: stage["state"] for stage in planned["stages"]} == {
+        "pairs": "cached",
+        "clean": "cached",
+        "clip": "to run",
+        "scores": "to run",
+    }
+
+
+def test_init_does_not_overwrite_a_recipe(orch, shards, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mine")
+    assert "is there already" in orch("init", "--data", shards, "--out", recipe, exit_code=2).err
+    assert recipe.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["nothing", "a tar without pairs"])
+def test_init_refuses_data_that_it_cannot_use(content, orch, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if content == "a tar without pairs":
+        with tarfile.open(folder / "00000.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo("readme.md"))
+    said = orch("init", "--data", folder, "--out", tmp_path / "recipe.yaml", exit_code=2)
+    assert said.err.startswith("error: ")
+    assert not (tmp_path / "recipe.yaml").exists()
