@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from orchestrator.engine.tail import Tail
 from orchestrator.errors import LeaseLostError, OrchError, UserError, WorkerLost
 from orchestrator.plan.types import Node, Plan, Resources
 from orchestrator.store.artifacts import Manifest, Store
+from orchestrator.store.checkpoints import CheckpointStore
 from orchestrator.store.leases import Held, Lease, acquire
 from orchestrator.store.runs import Run
 
@@ -295,6 +297,8 @@ class Scheduler:
         )
         published = self.store.commit(manifest, check=attempt.lease.check)
         self._finished(node, published, cached=False)
+        with suppress(OrchError):  # what stays behind costs space, nothing else
+            CheckpointStore(self.store.storage, attempt.job.fingerprint, attempt.lease.generation).clear()
 
     def _died(self, node: Node, attempt: _Attempt, done: Done) -> None:
         """A worker process ended under its stage: go on from the last checkpoint, within the budgets."""

@@ -132,4 +132,4 @@ def engine_is_gone(state: Mapping[str, Any]) -> bool:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+    return json.dumps(value, indent=2).encode() + b"\n"

@@ -25,7 +25,7 @@ SETTINGS = overrides(
     small__checkpoint_every=EVERY,
     small__report_every=EVERY,
 )
-WEIGHTS = "model.safetensors"
+WEIGHTS = "weights.safetensors"
 
 
 def arguments(store: str) -> tuple[str | Path, ...]:

@@ -46,13 +46,12 @@ def fresh(orch, tmp_path) -> Orch:
     return Orch(home, orch.environment | {"ORCH_HOME": str(home)}, tmp_path)
 
 
-@pytest.mark.parametrize("command", ["plan", "submit"])
 @pytest.mark.parametrize("case", [*WRONG, OVERRIDE])
-def test_a_wrong_recipe_gets_one_clear_error_and_starts_nothing(case, command, fresh, tmp_path):
+def test_a_wrong_recipe_gets_one_clear_error_and_starts_nothing(case, fresh, tmp_path):
     content, expected = WRONG.get(case, (RIGHT, "-s #1 stages.teacher.stepz: unknown field 'stepz'"))
     (tmp_path / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     more = ["-s", "stages.teacher.stepz=5"] if case == OVERRIDE else []
-    said = fresh(command, "recipe.yaml", *more, exit_code=2)
+    said = fresh("submit", "recipe.yaml", *more, exit_code=2)
     assert expected in said.err
     assert said.err.startswith("error: ")
     assert said.err.count("recipe.yaml:") + said.err.count("-s #1") == 1
