@@ -149,7 +149,7 @@ class Demo:
     def copy(self, folder: Path) -> str:
         """A copy of the store's artifacts in a folder, to change."""
         target = folder / "store"
-        shutil.copytree(self.store, target, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "runs"))
+        shutil.copytree(self.store, target, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "runs", "work"))
         return str(target)
 
 

@@ -44,6 +44,10 @@ def test_every_stage_is_done_and_its_artifact_is_there(demo):
             handle.read(file)  # verifies size and digest
 
 
+def test_checkpoints_of_finished_stages_are_gone(demo):
+    assert list(Path(demo.store, "work").glob("*/*/ckpt-*/*")) == []
+
+
 def test_trainings_saw_as_many_samples_as_their_steps_ask_for(demo):
     seen = {name: manifests(demo)[name].summary["samples"] for name in QUARTER}
     assert seen == {name: steps * 128 for name, steps in QUARTER.items()}
