@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchError, UserError
+from orchestrator.io.home import home
 
 START_TIMEOUT_S = 120
 IDLE_MINUTES = 10.0
@@ -52,11 +53,6 @@ class Connection:
     dashboard_url: str | None
     local: LocalCluster | None
     made_here: bool = True
-
-
-def home() -> Path:
-    """Where the local cluster keeps its files: `ORCH_HOME`, by default `~/.orch`."""
-    return Path(os.environ.get("ORCH_HOME") or "~/.orch").expanduser().absolute()
 
 
 def python_path() -> str:

@@ -13,8 +13,10 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from orchestrator.engine import cluster
+from orchestrator.io.home import home
 
 POLL_S = 5.0
 
@@ -25,7 +27,7 @@ def main() -> None:
     parser.add_argument("--idle-s", type=float, required=True)
     parser.add_argument("--num-cpus", type=int)
     options = parser.parse_args()
-    directory = cluster.home()
+    directory = home()
     if cluster.lock(directory) is None:
         return
     record = directory / "cluster.json"
@@ -49,16 +51,7 @@ def _start_ray(directory: Path, idle_s: float, num_cpus: int | None) -> str:
     started = time.time()
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        object_store_memory=cluster.object_store_bytes(),
-        log_to_driver=False,
-        configure_logging=False,
-        namespace="orch-cluster",
-    )
+    context = _init(num_cpus)
     living = cluster.LocalCluster(
         address=ray.get_runtime_context().gcs_address,
         dashboard_url=f"http://{context.dashboard_url}",
@@ -70,6 +63,29 @@ def _start_ray(directory: Path, idle_s: float, num_cpus: int | None) -> str:
     )
     cluster.record(living, directory)
     return ray.get_runtime_context().get_job_id()
+
+
+def _init(num_cpus: int | None) -> Any:
+    """`ray.init`, once more if a busy machine did not bring the node up within Ray's fixed 30 s."""
+    import ray
+
+    for last in (False, True):
+        try:
+            return ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=cluster.object_store_bytes(),
+                log_to_driver=False,
+                configure_logging=False,
+                namespace="orch-cluster",
+            )
+        except Exception as error:  # Ray raises a bare Exception here
+            if last or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    raise AssertionError("unreachable")
 
 
 def _wait(stop: threading.Event, keep: Path, own_job: str, idle_s: float) -> None:

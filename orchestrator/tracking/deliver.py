@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orchestrator.io.home import home
 from orchestrator.tracking import spool
 
 IDLE_S = 0.3
@@ -310,9 +311,9 @@ def deliver(patience_s: float = PATIENCE_S) -> bool:
 
 def main() -> int:
     """One delivering process a machine at a time; one more waits for its turn, so that no spool is overlooked."""
-    home = spool.home()
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "deliver.next").open("w") as waiting, (home / "deliver.lock").open("w") as lock:
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "deliver.next").open("w") as waiting, (folder / "deliver.lock").open("w") as lock:
         try:
             fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

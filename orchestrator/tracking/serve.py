@@ -14,7 +14,8 @@ import urllib.request
 import psutil
 
 from orchestrator.errors import OrchError
-from orchestrator.tracking.spool import home, pending, start_delivery, tracking_uri
+from orchestrator.io.home import home
+from orchestrator.tracking.spool import pending, start_delivery, tracking_uri
 
 START_S = 90.0
 

@@ -24,10 +24,7 @@ from typing import Any
 
 import psutil
 
-
-def home() -> Path:
-    """Where this machine keeps what belongs to no store: ORCH_HOME, by default `~/.orch`."""
-    return Path(os.environ.get("ORCH_HOME", "~/.orch")).expanduser()
+from orchestrator.io.home import home
 
 
 def tracking_uri(store_url: str) -> str:
