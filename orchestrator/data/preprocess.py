@@ -75,6 +75,10 @@ class Preprocess:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     background: tuple[int, int, int] = (255, 255, 255)
 
+    def __call__(self, images: Sequence[bytes]) -> Tensor:
+        """Encoded images to what `encode_image` takes: [B, 3, H, W] float32. DataError if one is undecodable."""
+        return self.normalise(torch.from_numpy(np.stack([self.decode(data) for data in images])))
+
     def decode(self, data: bytes) -> np.ndarray:
         """Encoded image to [3, H, W] uint8: the shorter side resized to `image_size` (bicubic, antialiased), the
         centre cut out and laid on the background. DataError if undecodable."""

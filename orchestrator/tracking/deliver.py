@@ -16,10 +16,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.io.home import home
 from orchestrator.tracking import spool
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 IDLE_S = 0.3
 """Pause between looks at an open spool."""
@@ -178,8 +181,7 @@ class Delivery:
                     by_run.setdefault(run_id, []).append(Metric(name, value, t_ms, step))
                     self.last_step[run_id, name] = position
         for run_id, metrics in by_run.items():
-            for start in range(0, len(metrics), BATCH):
-                self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+            self._log(run_id, metrics)
         if ops:
             self._save(ops[-1][1])
 
@@ -192,21 +194,25 @@ class Delivery:
 
     def _final(self, op: dict[str, Any]) -> None:
         for run_id in self._both(op):
-            self._latest(run_id, op["metrics"], op["step"])
+            self._latest(run_id, op["metrics"], op["step"], op["t_ms"])
 
-    def _latest(self, run_id: str, metrics: dict[str, float], step: int, model_id: str | None = None) -> None:
-        """Log values unless the run already shows exactly these."""
+    def _latest(self, run_id: str, metrics: dict[str, float], step: int, t_ms: int) -> None:
+        """Log values that the run does not show already."""
         from mlflow.entities import Metric
 
         shown = self.client.get_run(run_id).data.metrics
-        t_ms = int(time.time() * 1000)
-        fresh = [
-            Metric(name, value, t_ms, step, model_id=model_id, run_id=run_id if model_id else None)
-            for name, value in metrics.items()
-            if model_id or shown.get(name) != value
-        ]
-        for start in range(0, len(fresh), BATCH):
-            self.client.log_batch(run_id, metrics=fresh[start : start + BATCH])
+        self._log(run_id, [Metric(n, value, t_ms, step) for n, value in metrics.items() if shown.get(n) != value])
+
+    def _give(self, model_id: str, run_id: str, points: list[Metric]) -> None:
+        """Log points of a run for a model too; a run that has the very same point is not given it again by MLflow."""
+        from mlflow.entities import Metric
+
+        told = {"model_id": model_id, "run_id": run_id}
+        self._log(run_id, [Metric(p.key, p.value, p.timestamp, p.step, **told) for p in points])
+
+    def _log(self, run_id: str, metrics: list[Metric]) -> None:
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 
     def _uses(self, op: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
@@ -240,21 +246,26 @@ class Delivery:
                 model_type="orch",
             )
             model = self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-            self._latest(own, op["metrics"], op["step"], model_id=model.model_id)
+            self._latest(own, op["metrics"], op["step"], op["t_ms"])
+            histories = [self.client.get_metric_history(own, name) for name in op["metrics"]]
+            last = [max(points, key=lambda point: (point.step, point.timestamp)) for points in histories]
+            self._give(model.model_id, own, last)
         for run_id in self._both(op):
             outputs = self.client.get_run(run_id).outputs
             if not any(m.model_id == model.model_id for m in (outputs.model_outputs if outputs else [])):
                 self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, op["step"])])
 
     def _judged(self, op: dict[str, Any]) -> None:
+        from mlflow.entities import Metric
+
         model = self._find_model(op["fingerprint"])
         for run_id in self._both(op):
-            self._latest(run_id, op["metrics"], 0)
-        if model is not None:
+            self._latest(run_id, op["metrics"], 0, op["t_ms"])
+        if model is not None and model.source_run_id:
             shown = {m.key: m.value for m in (model.metrics or [])}
             fresh = {name: value for name, value in op["metrics"].items() if shown.get(name) != value}
-            if fresh and model.source_run_id:
-                self._latest(model.source_run_id, fresh, 0, model_id=model.model_id)
+            points = [Metric(name, value, op["t_ms"], 0) for name, value in fresh.items()]
+            self._give(model.model_id, model.source_run_id, points)
 
     def _cached(self, op: dict[str, Any]) -> None:
         row = {"stage": op["stage"], "kind": op["kind"], "fingerprint": op["fingerprint"], **op["metrics"]}

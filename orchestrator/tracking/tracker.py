@@ -104,12 +104,12 @@ class Tracker:
         ]
         models = [i["fingerprint"] for i in inputs if i["artifact"] == "Model"]
         self._append("uses", fingerprint=node.fingerprint, datasets=datasets, models=models)
-        step = int(manifest.summary.get("samples", 0))
+        point = {"step": int(manifest.summary.get("samples", 0)), "t_ms": int(manifest.finished * 1000)}
         if _makes(node, "Model"):
             self._append(
-                "model", fingerprint=node.fingerprint, name=node.name, metrics=own, step=step, tags=self._tags(node)
+                "model", fingerprint=node.fingerprint, name=node.name, metrics=own, tags=self._tags(node), **point
             )
-        self._append("final", fingerprint=node.fingerprint, metrics=dict(manifest.metrics), step=step)
+        self._append("final", fingerprint=node.fingerprint, metrics=dict(manifest.metrics), **point)
         about = {i["name"]: i["fingerprint"] for i in inputs}
         for name, fingerprint in about.items():
             judged = {
@@ -118,8 +118,8 @@ class Tracker:
                 if metric.startswith(f"{name}/")
             }
             if judged:
-                self._append("judged", fingerprint=fingerprint, metrics=judged)
-        self._append("end", fingerprint=node.fingerprint, status="FINISHED", t_ms=int(manifest.finished * 1000))
+                self._append("judged", fingerprint=fingerprint, metrics=judged, t_ms=point["t_ms"])
+        self._append("end", fingerprint=node.fingerprint, status="FINISHED", t_ms=point["t_ms"])
 
     def stage_failed(self, node: Node, reason: str, stopped: bool) -> None:
         """The stage ended without a result; a stopped one can go on later."""

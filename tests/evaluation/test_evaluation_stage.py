@@ -28,7 +28,9 @@ class Events(list):
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """Runs an evaluate stage on named toy models; returns the context's output directory, events and the Outcome."""
-    monkeypatch.setattr(runner, "load", lambda handle, device: (MODELS[handle], PREPROCESS, tokenize))
+    monkeypatch.setattr(
+        "orchestrator.stages.models.artifact.load", lambda handle, device: (MODELS[handle], PREPROCESS, tokenize)
+    )
     monkeypatch.setattr(runner.Dataset, "open", lambda handle: ToyDataset.make())
 
     def call(models=tuple(MODELS), names=None, should_stop=lambda: None, **settings):

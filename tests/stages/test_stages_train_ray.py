@@ -14,6 +14,7 @@ import pytest
 import torch
 from stages_train_tiny import MODEL, make_store, run_stage
 
+from orchestrator.engine import cluster
 from orchestrator.models.artifact import load
 from orchestrator.plan.types import Resources
 from orchestrator.stages.train.config import Pretrain
@@ -21,7 +22,7 @@ from orchestrator.store.events import EventReader
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 HERE = str(Path(__file__).parent)
-PATHS = [HERE, str(Path(HERE).parents[1])]
+ROOT = str(Path(__file__).parents[2])
 COMMON = {
     "data": "pairs",
     "model": MODEL,
@@ -34,20 +35,22 @@ COMMON = {
 
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory):
-    """A local Ray of its own, with a token of its own."""
+    """The local cluster with a home and a token of its own; this process is its driver."""
+    patch = pytest.MonkeyPatch()
     token = tmp_path_factory.mktemp("ray") / "token"
     token.write_text("0" * 64)
-    before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-    os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "PYTHONPATH": os.pathsep.join(PATHS)}
+    patch.setenv("ORCH_HOME", str(token.parent))
+    patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    patch.setenv("PYTHONPATH", HERE)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        patch.delenv(name, raising=False)
+    connection = cluster.connect(num_cpus=2)
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
-    ray.shutdown()
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ |= before
+    cluster.disconnect(connection)
+    cluster.down()
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,9 @@ data = store.handle("dataset", {data.manifest.fingerprint!r})
 print(train(store, data, Path({str(tmp_path)!r}), "c" * 64).handle.manifest.content_digest, "ray" in sys.modules)
 """
     without = subprocess.check_output(
-        [sys.executable, "-c", code], text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", code],
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([HERE, ROOT])},
     )
     assert without.split() == [first[0], "False"]
     assert second[0] == first[0]
