@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
 @options.store
 def show(what: str, lineage: bool, as_json: bool, store: str | None) -> None:
-    """WHAT is a run (its id, `last`), a stage, RUN/STAGE, a fingerprint's beginning; or `methods`, `schema`."""
+    """WHAT is a run (its id, `last`), a stage, RUN/STAGE, a fingerprint's beginning; or `methods`, `schema`, or a
+    stage kind, method, operator or task (`orch show distill`), for what can be written there.
+    """
     if what == "methods":
         _tables()
         return
@@ -31,6 +33,10 @@ def show(what: str, lineage: bool, as_json: bool, store: str | None) -> None:
         from orchestrator.stages import KINDS
 
         click.echo(json.dumps(schema(KINDS), indent=1))
+        return
+    config = _configuration(what)
+    if config is not None:
+        _fields(config)
         return
     from orchestrator.store.lookup import find_artifact
 
@@ -46,6 +52,27 @@ def show(what: str, lineage: bool, as_json: bool, store: str | None) -> None:
         _lineage(opened, manifest)
     else:
         _artifact(manifest)
+
+
+def _configuration(name: str) -> Any | None:
+    """The stage kind, method, operator or task of that name."""
+    from orchestrator.curation import OPERATORS
+    from orchestrator.evaluation import TASKS
+    from orchestrator.methods import METHODS
+    from orchestrator.stages import KINDS
+
+    return next((table[name] for table in (KINDS, METHODS, OPERATORS, TASKS) if name in table), None)
+
+
+def _fields(config: Any) -> None:
+    """What can be written under a stage kind, method, operator or task."""
+    from orchestrator.recipe.reference import describe
+
+    click.echo(" ".join((config.__doc__ or "").split()))
+    for field in describe(config):
+        note = "; changes no result" if field.execution else ""
+        click.echo(f"\n  {field.name}: {field.type}, default {field.default}{note}")
+        click.echo(click.wrap_text(field.text, width=96, initial_indent="      ", subsequent_indent="      "))
 
 
 def _run(store: Any, what: str) -> Any | None:
