@@ -8,6 +8,7 @@ Ray's processes end with it, however it ends. "Used" means: another driver's job
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import threading
@@ -33,12 +34,12 @@ def main() -> None:
     record = directory / "cluster.json"
     record.unlink(missing_ok=True)
     try:
-        own_job = _start_ray(directory, options.idle_s, options.num_cpus)
+        dashboard_url, own_job = _start_ray(directory, options.idle_s, options.num_cpus)
         cluster.keep_alive()
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
             signal.signal(number, lambda *_: stop.set())
-        _wait(stop, directory / "cluster.keep", own_job, options.idle_s)
+        _wait(stop, directory / "cluster.keep", dashboard_url, own_job, options.idle_s)
     finally:
         record.unlink(missing_ok=True)
         import ray
@@ -46,8 +47,11 @@ def main() -> None:
         ray.shutdown()
 
 
-def _start_ray(directory: Path, idle_s: float, num_cpus: int | None) -> str:
-    """Start the head on free ports, its dashboard on the loopback address, and record it; this driver's job id."""
+def _start_ray(directory: Path, idle_s: float, num_cpus: int | None) -> tuple[str, str]:
+    """Start the head on free ports, its dashboard on the loopback address, and record it.
+
+    Returns the dashboard's address and this driver's job id.
+    """
     started = time.time()
     import ray
 
@@ -62,7 +66,7 @@ def _start_ray(directory: Path, idle_s: float, num_cpus: int | None) -> str:
         started=started,
     )
     cluster.record(living, directory)
-    return ray.get_runtime_context().get_job_id()
+    return living.dashboard_url, ray.get_runtime_context().get_job_id()
 
 
 def _init(num_cpus: int | None) -> Any:
@@ -88,16 +92,25 @@ def _init(num_cpus: int | None) -> Any:
     raise AssertionError("unreachable")
 
 
-def _wait(stop: threading.Event, keep: Path, own_job: str, idle_s: float) -> None:
-    """Return when told to stop, or when nothing has used the cluster for `idle_s` seconds."""
+def _in_use(dashboard_url: str, own_job: str) -> bool:
+    """Whether another driver is connected; also where that cannot be told, for work may be going on."""
     from ray.util.state import list_jobs
 
+    try:
+        running = list_jobs(address=dashboard_url, filters=[("status", "=", "RUNNING")])
+    except Exception:
+        logging.getLogger(__name__).exception("cannot tell whether the cluster is in use")
+        return True
+    return any(job.job_id != own_job for job in running)
+
+
+def _wait(stop: threading.Event, keep: Path, dashboard_url: str, own_job: str, idle_s: float) -> None:
+    """Return when told to stop, or when nothing has used the cluster for `idle_s` seconds."""
     while not stop.wait(POLL_S):
         idle = time.time() - keep.stat().st_mtime
         if idle < idle_s / 2:
             continue
-        running = [job for job in list_jobs(filters=[("status", "=", "RUNNING")]) if job.job_id != own_job]
-        if running:
+        if _in_use(dashboard_url, own_job):
             keep.touch()
         elif idle > idle_s:
             return

@@ -186,6 +186,8 @@ class Scheduler:
                 f"stage '{node.name}' asks for {wanted.gpus:g} GPUs, the cluster has {capacity.gpus:g}",
                 f"use a cluster that has them, or `-s stages.{node.name}.resources.gpus={capacity.gpus:g}`",
             )
+        if not capacity.cpus:
+            raise OrchError("the Ray cluster has no CPUs left: it may be gone", "submit again to go on")
         need = Capacity(min(wanted.cpus, capacity.cpus), wanted.gpus)
         used = [attempt.need for attempt in self._attempts.values()]
         free_cpus = capacity.cpus - sum(n.cpus for n in used)

@@ -32,7 +32,7 @@ def demo(orch, tmp_path_factory) -> Demo:
     """The demo at about a quarter of its steps, submitted once."""
     store = str(tmp_path_factory.mktemp("demo") / "store")
     changed = overrides(**{f"{stage}__steps": steps for stage, steps in QUARTER.items()})
-    said = orch("submit", DEMO, *changed, "--store", store, timeout_s=280)
+    said = orch("submit", DEMO, *changed, "--store", store, timeout_s=600)
     return Demo(store, changed, said)
 
 

@@ -21,7 +21,7 @@ from orchestrator.store.artifacts import Store
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "recipes" / "tinyclip_progressive.yaml"
-QUARTER = {"teacher": 120, "mid": 30, "small": 50, "scratch": 50}
+QUARTER = {"teacher": 120, "mid": 30, "small": 35, "scratch": 35}
 FOREIGN = ("RAY_", "ORCH_", "MLFLOW_")
 
 

@@ -7,9 +7,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from system_orch import DEMO, overrides, wait
+from system_orch import DEMO, QUARTER, overrides, wait
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240, func_only=True)]
 
 LONG = 5000
 """Steps: longer than the test looks."""
@@ -21,9 +21,8 @@ def running(orch, copy):
     started = []
 
     def start(*more: str):
-        changed = overrides(small__steps=LONG, small__report_every=1, small__seed=7)
-        quarter = overrides(teacher__steps=120, mid__steps=30)
-        words = ("submit", DEMO, *quarter, *changed, *more, "--until", "small", "--store", copy, "--no-mlflow")
+        steps = {f"{stage}__steps": count for stage, count in (QUARTER | {"small": LONG}).items()}
+        words = ("submit", DEMO, *overrides(**steps), *more, "--until", "small", "--store", copy, "--no-mlflow")
         started.append(orch.start(*words))
         return started[0]
 

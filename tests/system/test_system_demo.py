@@ -13,7 +13,7 @@ from system_orch import DEMO, QUARTER, ROOT, overrides
 
 from orchestrator.store.runs import list_runs
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300, func_only=True)]
 
 STAGES = {
     "pairs": "dataset",

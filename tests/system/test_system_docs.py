@@ -68,7 +68,7 @@ def test_the_readmes_recipe_plans(orch, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300, func_only=True)
 def test_the_readmes_python_runs_and_scores_a_picture(orch, demo, tmp_path):
     """As it stands, where `recipes/tinyclip_progressive.yaml` is the demo at the size that is there already."""
     (snippet,) = blocks("python")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -15,7 +14,7 @@ from orchestrator.store.checkpoints import MARKER
 from orchestrator.store.events import EventReader
 from orchestrator.store.runs import find_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240, func_only=True)]
 
 STEPS, BATCH, EVERY = 80, 64, 5
 SETTINGS = overrides(
@@ -33,7 +32,7 @@ def arguments(store: str) -> tuple[str | Path, ...]:
     return ("submit", DEMO, *SETTINGS, "--until", "small", "--store", store)
 
 
-def begun(orch: Orch, store: str, more: tuple[str, ...] = ()) -> subprocess.Popen:
+def begun(orch: Orch, store: str, *more: str) -> subprocess.Popen:
     """A submission whose training has kept a first checkpoint."""
     process = orch.start(*arguments(store), *more)
 
@@ -62,84 +61,71 @@ def undisturbed(orch, demo, tmp_path_factory) -> str:
     return manifest.files[WEIGHTS].sha256
 
 
-def kill_submitter(orch: Orch, process: subprocess.Popen, store: str) -> str:
-    process.kill()
-    process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGKILL
-    return "interrupted"
-
-
-def interrupt(orch: Orch, process: subprocess.Popen, store: str) -> str:
+def interrupt(orch: Orch, process: subprocess.Popen, store: str) -> None:
     process.send_signal(signal.SIGINT)
     said = orch.end(process, exit_code=130, timeout_s=60)
     assert "stopping: running stages checkpoint first; Ctrl-C again ends them now" in said.out + said.err
     assert f"nothing is lost, go on with: orch submit {DEMO}" in said.out + said.err
     assert "Traceback" not in said.out + said.err
-    return "stopped"
 
 
-def interrupt_twice(orch: Orch, process: subprocess.Popen, store: str) -> str:
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    said = orch.end(process, exit_code=130, timeout_s=30)
-    assert "Traceback" not in said.out + said.err
-    return "stopped"
-
-
-def cancel(orch: Orch, process: subprocess.Popen, store: str) -> str:
+def cancel(orch: Orch, process: subprocess.Popen, store: str) -> None:
     assert "asked to stop; its stages checkpoint first" in orch("cancel", "--store", store).out
     said = orch.end(process, exit_code=130, timeout_s=60)
     assert f"nothing is lost, go on with: orch submit {DEMO}" in said.out + said.err
-    return "stopped"
 
 
-DISTURBANCES = {each.__name__: each for each in (kill_submitter, interrupt, interrupt_twice, cancel)}
-
-
-@pytest.mark.parametrize("disturbance", DISTURBANCES)
-def test_submitting_again_goes_on_from_the_checkpoint_to_the_same_weights(disturbance, orch, copy, undisturbed):
-    process = begun(orch, copy, ("--no-mlflow",))
-    state = DISTURBANCES[disturbance](orch, process, copy)
-    assert small(copy) is None
-    assert find_run(Store.open(copy)).id in orch("status", "--store", copy).out
-    assert state in orch("status", "--store", copy).out
-    orch(*arguments(copy), "--no-mlflow", timeout_s=150)
-    manifest = small(copy)
+def goes_on(orch: Orch, store: str, weights: str, *more: str) -> Manifest:
+    """Submit again: the training goes on from a checkpoint, and its weights are those of an undisturbed one."""
+    assert small(store) is None
+    orch(*arguments(store), *more, timeout_s=150)
+    manifest = small(store)
+    assert manifest is not None
     assert manifest.generation == 2
-    assert manifest.summary["resumed_at_samples"] >= EVERY * BATCH
-    assert [e["samples"] for e in events(copy, manifest) if e["type"] == "resumed"] == [
-        manifest.summary["resumed_at_samples"]
-    ]
-    assert manifest.files[WEIGHTS].sha256 == undisturbed
+    samples = manifest.summary["resumed_at_samples"]
+    assert samples >= EVERY * BATCH
+    events = EventReader(Store.open(store).storage, manifest.fingerprint).poll()
+    assert [event["samples"] for event in events if event["type"] == "resumed"] == [samples]
+    assert manifest.files[WEIGHTS].sha256 == weights
+    return manifest
 
 
-def test_a_killed_worker_is_started_again_and_goes_on_to_the_same_weights(orch, copy, undisturbed):
-    process = begun(orch, copy, ("--no-mlflow",))
-    (worker,) = orch.workers("small")
-    os.kill(worker.pid, signal.SIGKILL)
-    said = orch.end(process, timeout_s=150)
-    assert "small: waiting  its worker died" in said.out + said.err
-    manifest = small(copy)
-    assert manifest.generation == 2
-    assert manifest.summary["resumed_at_samples"] >= EVERY * BATCH
-    assert manifest.files[WEIGHTS].sha256 == undisturbed
+@pytest.mark.parametrize("stop", [interrupt, cancel])
+def test_a_training_that_was_asked_to_stop_goes_on_when_submitted_again(stop, orch, copy, undisturbed):
+    stop(orch, begun(orch, copy, "--no-mlflow"), copy)
+    assert "stopped" in orch("status", "--store", copy).out
+    goes_on(orch, copy, undisturbed, "--no-mlflow")
 
 
-def test_a_resumed_trainings_curve_in_mlflow_has_every_point_once(orch, copy):
+def test_after_kill_9_of_the_submitter_the_training_goes_on_and_its_curve_has_every_point_once(
+    orch, copy, undisturbed
+):
+    process = begun(orch, copy)
+    process.kill()
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert "interrupted" in orch("status", "--store", copy).out
+    manifest = goes_on(orch, copy, undisturbed)
+
     from mlflow import MlflowClient
 
-    begun_there = begun(orch, copy)
-    kill_submitter(orch, begun_there, copy)
-    orch(*arguments(copy), timeout_s=150)
     orch.delivered()
     client = MlflowClient(tracking_uri=f"sqlite:///{copy}/mlflow.db")
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    query = f"tags.`orch.fingerprint` = '{small(copy).fingerprint}' and tags.`orch.role` = 'stage'"
-    (run,) = client.search_runs(experiments, query)
+    query = f"tags.`orch.fingerprint` = '{manifest.fingerprint}' and tags.`orch.role` = 'stage'"
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()], query)
     points = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
-    assert points[: STEPS // EVERY] == list(range(EVERY * BATCH, STEPS * BATCH + 1, EVERY * BATCH))
+    assert points == list(range(EVERY * BATCH, STEPS * BATCH + 1, EVERY * BATCH))
     assert run.info.status == "FINISHED"
 
 
-def events(store: str, manifest: Manifest) -> list[dict]:
-    return EventReader(Store.open(store).storage, manifest.fingerprint).poll()
+def test_a_worker_that_was_killed_is_replaced_and_goes_on_to_the_same_weights(orch, copy, undisturbed):
+    process = begun(orch, copy, "--no-mlflow")
+    (worker,) = orch.workers("small")
+    worker.kill()
+    said = orch.end(process, timeout_s=150)
+    assert "small: waiting  its worker died" in said.out + said.err
+    manifest = small(copy)
+    assert manifest is not None
+    assert manifest.generation == 2
+    assert manifest.summary["resumed_at_samples"] >= EVERY * BATCH
+    assert manifest.files[WEIGHTS].sha256 == undisturbed

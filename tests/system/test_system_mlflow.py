@@ -9,7 +9,7 @@ import pytest
 import yaml
 from system_orch import QUARTER
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300, func_only=True)]
 
 COMPARED = ("parameters", "parameters_without_token_table", "samples_per_s", "zeroshot.id.top1")
 

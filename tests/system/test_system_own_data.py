@@ -13,7 +13,7 @@ from PIL import Image
 
 from orchestrator.store.artifacts import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240, func_only=True)]
 
 NUM_SHARDS, NUM_SAMPLES = 2, 48
 """Shards, and pairs in each."""
