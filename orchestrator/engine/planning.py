@@ -5,6 +5,7 @@ Ray.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,12 +34,14 @@ class Request:
         until: stages to stop at; empty for all.
         rerun: nonces of the stages to compute anew.
         said: what `--smoke` replaced, for people.
+        again: the arguments of `orch submit` that go on with this very request.
     """
 
     recipe: Recipe
     until: tuple[str, ...] = ()
     rerun: Mapping[str, str] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
 
     def compile(self, store: Store) -> Plan:
         """The plan, with fingerprints as far as external data are known to this store."""
@@ -59,14 +62,27 @@ def request(
     smoke: bool = False,
     kinds: Mapping[str, type[StageConfig]] = cast(Mapping[str, type[StageConfig]], KINDS),
 ) -> Request:
-    """Load a recipe and what was asked beside it. RecipeError or UserError if any of it is wrong."""
+    """Load a recipe and what was asked beside it. RecipeError or UserError if any of it is wrong.
+
+    A stage in `rerun` may be written `STAGE=NONCE`, to go on with a re-run that was begun before.
+    """
     recipe = load(path, overrides, kinds=kinds)
-    for name in (*until, *rerun):
+    asked = dict(_nonce(text) for text in rerun)
+    for name in (*until, *asked):
         named(recipe, name)
+    again = [os.fspath(path), *(part for text in overrides for part in ("-s", text))]
+    again += [*(part for name in until for part in ("--until", name)), *(["--smoke"] if smoke else [])]
+    again += [part for name, nonce in asked.items() for part in ("--rerun", f"{name}={nonce}")]
     said: list[str] = []
     if smoke:
         recipe = cut_down(recipe, said.append)
-    return Request(recipe, tuple(until), {name: secrets.token_hex(8) for name in rerun}, tuple(said))
+    return Request(recipe, tuple(until), asked, tuple(said), tuple(again))
+
+
+def _nonce(text: str) -> tuple[str, str]:
+    """`STAGE` with a fresh nonce, or `STAGE=NONCE`; a matrix stage's own `=` is inside brackets."""
+    found = re.fullmatch(r"(.+)=([0-9a-f]{16})", text)
+    return (found[1], found[2]) if found else (text, secrets.token_hex(8))
 
 
 def cut_down(recipe: Recipe, say: Callable[[str], None]) -> Recipe:

@@ -7,6 +7,7 @@ checkpoint and stop, twice ends them; either way submitting again goes on.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -169,4 +170,5 @@ def _say_end(result: RunResult, record: Run, request: Request, say: Callable[[st
         say(f"stage '{status.name}' failed: {status.reason}" + (f"; {status.remedy}" if status.remedy else ""))
         say(f"  its log: orch logs {record.id} {status.name}")
     if _stopped(result):
-        say(f"stopped; nothing is lost, go on with: orch submit {request.recipe.path}")
+        again = shlex.join([*request.again, "--store", record.store.url])
+        say(f"stopped; nothing is lost, go on with: orch submit {again}")

@@ -246,6 +246,7 @@ class Delivery:
                 model_type="orch",
             )
             model = self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+        if not model.metrics:
             self._latest(own, op["metrics"], op["step"], op["t_ms"])
             histories = [self.client.get_metric_history(own, name) for name in op["metrics"]]
             last = [max(points, key=lambda point: (point.step, point.timestamp)) for points in histories]
