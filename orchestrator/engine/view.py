@@ -116,6 +116,7 @@ class PlainView(Observer):
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._since = time.time()
         self._progress: dict[str, Progress] = {}
         self._said: dict[str, int] = {}
 
@@ -131,6 +132,8 @@ class PlainView(Observer):
     def stage_event(self, node: Node, event: Mapping[str, Any]) -> None:
         progress = self._progress.setdefault(node.name, Progress())
         progress.take(event)
+        if event["t"] < self._since and event["type"] != "resumed":
+            return  # of an earlier submission, which told it
         if event["type"] == "message":
             self.say(f"{node.name}: {event['text']}")
         elif event["type"] == "resumed":

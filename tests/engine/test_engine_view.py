@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 import toy_kinds
@@ -11,9 +12,11 @@ from rich.console import Console
 from orchestrator.engine.observe import Observer, Observers, StageStatus
 from orchestrator.engine.view import LiveView, PlainView, Progress, duration
 
+NOW = time.time() + 3600  # later than any view here
+
 
 def event(type: str, t: float = 0.0, **fields):
-    return {"t": t, "type": type, **fields}
+    return {"t": NOW + t, "type": type, **fields}
 
 
 def test_progress_gives_share_rate_and_time_left():
@@ -93,3 +96,12 @@ def test_an_observer_that_raises_is_dropped_and_others_go_on():
     observers.tell("tick")
     assert counting.ticks == 2
     assert said == ["Broken is switched off: RuntimeError: no disk"]
+
+
+def test_what_an_earlier_submission_told_is_not_said_again(tmp_path):
+    file, node = io.StringIO(), toy_kinds.plan({"first": ()}, tmp_path).nodes["first"]
+    view = PlainView(Console(file=file))
+    view.stage_event(node, {"t": 0.0, "type": "message", "level": "info", "text": "long ago"})
+    view.stage_event(node, {"t": 0.0, "type": "resumed", "samples": 1280, "generation": 1})
+    assert "long ago" not in file.getvalue()
+    assert "resumed at 1,280 samples" in file.getvalue()
