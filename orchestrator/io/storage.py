@@ -40,7 +40,15 @@ RETRY: RetryConfig = {
 PART_BYTES = 16 << 20
 """Part of a multipart upload; S3 allows 10,000 parts, so one file may have 160 GB."""
 
-_MEMORIES: dict[str, MemoryStore] = {}
+
+class _Memories(dict[str, MemoryStore]):
+    """This process's memories by name. They stay here when Ray Train pickles the code of its function by value."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Memories, ()
+
+
+_MEMORIES = _Memories()
 _BAD_KEY = re.compile(
     r"[\x00-\x1f\x7f]|#\d+$"
 )  # LocalStore hides names that end in #<digits>: its own temporary files

@@ -31,7 +31,7 @@ class Events(Observer):
 
 def main(root: Path, behaviours: dict[str, str], shape: dict[str, list[str]]) -> None:
     plan = toy_kinds.plan({name: tuple(needs) for name, needs in shape.items()}, root / "trace", behaviours)
-    request = SimpleNamespace(said=(), compile=lambda store: plan, recipe=SimpleNamespace(path="toys.yaml"))
+    request = SimpleNamespace(said=(), compile=lambda store: plan, again=("toys.yaml",))
     store, events = Store.open(str(root / "store")), Events()
     shown = view()
     result = run(request, store, shown, [events])
