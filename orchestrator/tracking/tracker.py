@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from orchestrator.plan.types import Node, Plan
     from orchestrator.store.artifacts import Manifest
 
-MAX_CACHED_CHILDREN = 50
-"""Above so many cached stages a submission gets one table instead of a child each."""
 MAX_DIGEST = 36
 """MLflow's limit for a data set's digest, in characters."""
 
