@@ -23,6 +23,50 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+class Ema(Config):
+    """An exponential moving average of the weights, kept beside the training."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the average that a step keeps."""
+    warmup: bool = True
+    """Let the average forget its random beginning: a step n keeps at most (1 + n) / (10 + n)."""
+
+
+class Validation(Config):
+    """Looking at held-out samples while training."""
+
+    every_samples: Count
+    """Samples between two validations, rounded up to whole batches; the end of the training is always one."""
+    split: str = "id"
+    """Held-out samples: those with this value in the data's column `split`."""
+    limit: Count | None = 2048
+    """Largest number of held-out samples looked at, always the same ones. `null`: all."""
+    batch: Count = 128
+    """Samples that are each other's negatives in the validation loss."""
+
+
+class Select(Config):
+    """What makes one moment of the training better than another."""
+
+    metric: str = "val/loss"
+    """A validation metric: `val/loss`, `val/retrieval.top1` or `val/zeroshot.top1`, for instance."""
+    mode: Literal["min", "max"] = "min"
+    """Whether small or large is good."""
+
+
+class Locked(Config):
+    """Towers that keep the weights they start from (LiT: a locked image tower)."""
+
+    image: bool = False
+    """Keep the image tower as it is."""
+    image_unlocked: Annotated[int, Field(ge=0)] = 0
+    """Last groups of the locked image tower that are trained all the same: 1 is the projection, 2 the last block."""
+    text: bool = False
+    """Keep the text tower as it is."""
+    text_unlocked: Annotated[int, Field(ge=0)] = 0
+    """Last blocks of the locked text tower that are trained all the same."""
+
+
 class TrainSettings(Config):
     """Length, batch, optimiser, schedule, precision and policies of a training."""
 
@@ -34,13 +78,18 @@ class TrainSettings(Config):
     """Length in passes over the data (fractions allowed), rounded up to whole batches."""
     batch: Count = 128
     """Samples a step, over all workers. Contrastive losses see all of them as each other's negatives."""
-    micro_batch: Execution[Count | None] = None
-    """Samples encoded at once by one worker, to save memory; the loss still sees the whole batch. Default: all."""
+    micro_batch: Execution[Count | Literal["auto"] | None] = None
+    """Samples encoded at once by one worker, to save memory; the loss still sees the whole batch. `auto`: as many as
+    fit. Default: all."""
 
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW, reached after the warm-up."""
     weight_decay: NotNegative = 0.1
     """Decoupled weight decay, on parameters of two or more dimensions (CLIP: 0.2)."""
+    no_weight_decay: list[str] = []
+    """Further parameters without weight decay: parts of their names, for instance `positional_embedding`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a layer over that of the layer above it, counted from the outputs of each tower."""
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.98]
     """AdamW's decay rates of the first and second moment."""
     eps: Positive = 1e-6
@@ -54,8 +103,29 @@ class TrainSettings(Config):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides initial weights, order of samples, augmentation, caption choice and dropout."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the encoders; losses and optimiser are always fp32. `auto`: bf16 with a GPU, else fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the encoders; weights, losses and optimiser are always fp32. `tf32`: fp32 with a GPU's faster,
+    coarser products, which bf16 and fp16 allow for the rest, too; fp16 scales the loss. `auto`: bf16 with a GPU, else
+    fp32."""
+    compile: Execution[bool] = False
+    """Compile the encoders' blocks (torch.compile): a minute at the start, faster steps on a GPU."""
+    recompute: Execution[bool] = False
+    """Keep no activations inside the encoders' blocks but compute them again in the backward pass: less memory, about
+    a third more time."""
+    sharding: Execution[Literal["none", "full"]] = "none"
+    """How several workers hold weights and optimiser state: each its own copy, or a share each (FSDP2)."""
+    patch_dropout: Share | None = None
+    """Share of the image patches that a training step leaves out at random (FLIP: 0.5). Default: the model's own."""
+    locked: Locked = Locked()
+    """Towers that keep the weights they start from."""
+    ema: Ema | None = None
+    """Keep a moving average of the weights; `result: ema` makes it the stage's Model."""
+    validation: Validation | None = None
+    """Look at held-out samples while training. Does not change the weights. Default: off."""
+    select: Select = Select()
+    """By which validation metric `result: best` chooses."""
+    result: Literal["last", "best", "ema"] = "last"
+    """Which weights become the stage's Model: the last, those of the best validation, or the moving average."""
     augment: Augment = Augment()
     """What is done to images in training."""
     captions: CaptionPolicy = CaptionPolicy()
@@ -82,6 +152,14 @@ class TrainSettings(Config):
             raise ValueError(
                 f"exactly one of steps, samples, epochs is needed to say how long to train; found {found}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _result_exists(self) -> Self:
+        if self.result == "ema" and self.ema is None:
+            raise ValueError("result: ema needs a moving average; write `ema: {}` or `ema: {decay: 0.999}`")
+        if self.result == "best" and self.validation is None:
+            raise ValueError("result: best needs validations; write `validation: {every_samples: ...}`")
         return self
 
     def total_samples(self, dataset_size: int) -> int:

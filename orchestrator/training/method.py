@@ -95,6 +95,14 @@ class Method(nn.Module):
         """What it wants to see of each sample. Default: one augmented image, one caption."""
         return Views()
 
+    def targets(self, batch: Batch) -> Features:
+        """What a step needs of one micro-batch without gradient: a teacher's features, online or from
+        `batch.embeddings`.
+
+        Called once, without gradient, before `encode`; its features stand beside those of `encode` in `loss`.
+        """
+        return {}
+
     def encode(self, batch: Batch) -> Features:
         """One micro-batch to features. May be called twice on the same batch (gradient caching): no side effects."""
         raise NotImplementedError

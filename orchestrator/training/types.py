@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from orchestrator.data.batch import Batch, Views
 
 if TYPE_CHECKING:
+    from orchestrator.models.interface import Model
     from orchestrator.training.config import TrainSettings
 
 __all__ = ["Batch", "Feed", "FitSpec", "Group", "LoaderFactory", "Phase", "Report", "TrainIO", "Views", "World"]
@@ -80,11 +81,14 @@ class FitSpec:
         settings: the stage's.
         total_samples: length, a multiple of the global batch.
         normalise: uint8 pixels [B, 3, H, W] to the model's normalised floats (Preprocess.normalise).
+        validate: a model in eval mode to its figures on held-out samples, the same on all ranks; it draws no random
+            numbers. None: no validation.
     """
 
     settings: TrainSettings
     total_samples: int
     normalise: Callable[[Tensor], Tensor]
+    validate: Callable[[Model], Mapping[str, float]] | None = None
 
 
 class TrainIO(Protocol):
