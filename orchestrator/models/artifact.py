@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,16 @@ FORMAT = 1
 PACKAGE = "orchestrator.models."
 
 
-def save(model: Model, preprocess: Preprocess, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write `model.json` and `weights.safetensors` into an existing directory."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save(
+    model: Model,
+    preprocess: Preprocess,
+    tokenizer: Tokenizer,
+    directory: Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write `model.json` and `weights.safetensors` into an existing directory; `weights` in place of the model's own."""
+    source = model.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in source.items()}
     sizes = count(model)
     description = {
         "format": FORMAT,

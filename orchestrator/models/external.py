@@ -4,8 +4,8 @@ written by `save`.
     open_clip:ViT-B-32/laion2b_s34b_b79k     hf-hub:laion/CLIP-ViT-B-32-...[@revision]     ./path/to/model
     random:open_clip:ViT-B-32/openai         a small one of the same kind with random weights, as `--smoke` wants it
 
-`identify_external` and `external_capabilities` are light (no torch) and used while a recipe is compiled; loading is
-where torch and the network are met. A published tag or repository is its own identity; a folder is known by the digest
+`describe_external` is light (no torch) and used while a recipe is compiled; loading is where torch and the network
+are met. A published tag or repository is its own identity; a folder is known by the digest
 of its files.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
 from orchestrator.models import catalog
+from orchestrator.plan.compile import External
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,11 @@ HUB = "hf-hub:"
 RANDOM = "random:"
 FILES = ("model.json", "weights.safetensors")
 HUB_FILES = ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def describe_external(reference: str) -> External:
+    """What decides the model's weights and what it can do; UserError where the reference means nothing here."""
+    return External(identify_external(reference), external_capabilities(reference))
 
 
 def identify_external(reference: str) -> str:
@@ -52,11 +58,17 @@ def identify_external(reference: str) -> str:
 
 
 def external_capabilities(reference: str) -> frozenset[str]:
-    """What the model can do, known without loading it."""
+    """What the model can do, known without loading it; UserError where a folder's model.json does not say it."""
     reference = reference.removeprefix(RANDOM)
     if reference.startswith((OPEN_CLIP, HUB)):
         return frozenset({"encode_image", "encode_text", "score"})
-    return frozenset(json.loads((_folder(reference) / FILES[0]).read_text())["capabilities"])
+    try:
+        return frozenset(json.loads((_folder(reference) / FILES[0]).read_text())["capabilities"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"'{reference}' is not a model: its {FILES[0]} does not say what it can do",
+            "Give the folder of a Model that was trained here, or a published one as open_clip:NAME/TAG.",
+        ) from None
 
 
 def load_external(reference: str, device: str = "cpu") -> tuple[Model, Preprocess, Tokenizer]:
