@@ -19,7 +19,7 @@ import torch
 
 from orchestrator.errors import StageError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the dictionary's keys change meaning; older checkpoints are then refused, and the stage starts again."""
 
 
@@ -45,7 +45,7 @@ def from_bytes(data: bytes) -> dict[str, Any]:
 
 
 class BackgroundWriter:
-    """Keeps checkpoints without stopping the training: bytes are made at once, written by a thread.
+    """Keeps checkpoints without stopping the training: tensors are copied at once, serialised and written by a thread.
 
     The next `save`, and `close`, wait for the write before; its failure is raised there. Use as a context manager.
     """
@@ -56,10 +56,10 @@ class BackgroundWriter:
         self._pending: Future | None = None
 
     def save(self, samples: int, state: Mapping[str, Any]) -> None:
-        """Serialise `state` now and write it in the background, once the former write is done."""
-        data = to_bytes(state)
+        """Copy `state` now and write it in the background, once the former write is done."""
         self.wait()
-        self._pending = self._pool.submit(self._write, samples, data)
+        copied = _copied(state)
+        self._pending = self._pool.submit(lambda: self._write(samples, to_bytes(copied)))
 
     def wait(self) -> None:
         """Block until what was saved is written; raises what the write raised."""
@@ -76,3 +76,14 @@ class BackgroundWriter:
                 self.wait()
         finally:
             self._pool.shutdown()
+
+
+def _copied(value: Any) -> Any:
+    """The same value in memory of its own, on the CPU: training may go on and change the original."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _copied(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part) for part in value)
+    return value

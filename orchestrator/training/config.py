@@ -33,7 +33,9 @@ class Ema(Config):
 
 
 class Validation(Config):
-    """Looking at held-out samples while training."""
+    """Looking at held-out samples while training: contrastive loss, and zero-shot accuracy where the data name
+    concepts.
+    """
 
     every_samples: Count
     """Samples between two validations, rounded up to whole batches; the end of the training is always one."""
@@ -48,8 +50,8 @@ class Validation(Config):
 class Select(Config):
     """What makes one moment of the training better than another."""
 
-    metric: str = "val/loss"
-    """A validation metric: `val/loss`, `val/retrieval.top1` or `val/zeroshot.top1`, for instance."""
+    metric: Literal["val/loss", "val/zeroshot.top1", "val/zeroshot.top5"] = "val/loss"
+    """A validation figure; zero-shot classification needs data that name a concept for each sample."""
     mode: Literal["min", "max"] = "min"
     """Whether small or large is good."""
 

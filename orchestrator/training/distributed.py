@@ -1,9 +1,9 @@
 """Ranks: finding one's place among them, and the few collectives the loop needs.
 
 Methods gather features inside their losses so that the *mean over ranks* of the back-propagated gradients is the
-gradient of the loss on the concatenated batch; the loop therefore averages gradients once, after the whole backward
-pass. One process needs no process group, and every function here is then the identity. Whoever starts the processes
-(torchrun, Ray Train, a test) sets up the group, or lets `from_environment` do it from torchrun's variables.
+gradient of the loss on the concatenated batch; averaging them is parallel.py's. One process needs no process group,
+and every function here is then the identity. Whoever starts the processes (torchrun, Ray Train, a test) sets up the
+group, or lets `from_environment` do it from torchrun's variables.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ def current_world(device: torch.device | None = None) -> World:
 
 
 @contextmanager
-def from_environment() -> Iterator[World]:
-    """Join the group of torchrun's variables (gloo on CPU, NCCL on GPUs), leave it at the end; alone without them."""
+def from_environment(device_type: str | None = None) -> Iterator[World]:
+    """Join the group of torchrun's variables (gloo on CPU, NCCL on GPUs), leave it at the end; alone without them.
+
+    `device_type` is `cpu` or `cuda`; by default GPUs where there are any.
+    """
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    chosen = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(chosen, local) if chosen == "cuda" else torch.device(chosen)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -52,22 +56,6 @@ def mean_over_ranks(values: Tensor, world: World) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / world.size
-
-
-def average_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
-    """Replace each gradient by its mean over ranks, one all-reduce a dtype; all ranks have the same ones set."""
-    if world.size == 1:
-        return
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in by_dtype.values():
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= world.size
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
 
 
 def same_everywhere(module: nn.Module, world: World) -> None:

@@ -1,9 +1,9 @@
 """The one training loop. Every method, on any number of ranks, under Ray, torchrun or a debugger, is trained by `fit`.
 
 A step is: start hook, encode (in micro-batches), loss, backward, mean of the gradients over ranks, clipping,
-optimiser, end hook. Everything counts samples. What is random follows from (seed, samples), so that a training
-stopped anywhere and resumed elsewhere is the undisturbed one: the same bits on a CPU with the same ranks and threads,
-the same samples with others.
+optimiser, end hook, moving average. Everything counts samples. What is random follows from (seed, samples), so that a
+training stopped anywhere and resumed elsewhere is the undisturbed one: the same bits on a CPU with the same ranks and
+threads, the same samples with others. Validation happens between steps and draws nothing, so it cannot be noticed.
 
 The loop knows no file, no Ray and no MLflow. It yields reports; checkpoints, reports and stop requests pass through
 `TrainIO`.
@@ -15,10 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from orchestrator.errors import NotFiniteError, UserError
-from orchestrator.training import distributed, gradient_cache, optim, schedule
+from orchestrator.models.interface import Model
+from orchestrator.training import distributed, gradient_cache, optim, precision, schedule
+from orchestrator.training.average import Average
+from orchestrator.training.choice import Choice
 from orchestrator.training.method import LossOutput, Method
+from orchestrator.training.parallel import Parallel, spread
 from orchestrator.training.types import Batch, FitSpec, LoaderFactory, Phase, Report, TrainIO, World
 from orchestrator.training.window import Window
 
@@ -46,8 +51,11 @@ def fit(spec: FitSpec, method: Method, loader: LoaderFactory, world: World, io: 
             run.window.end(feed, batch)
             if run.samples >= spec.total_samples:
                 run.end_phase()
-                yield run.report(final=True)
+                yield run.finish()
                 return
+            validated = run.validate() if run.due(run.validate_every) else None
+            if validated is not None:
+                yield validated
             report = run.report(stopped=reason) if run.due(spec.settings.report_every) else None
             if reason is not None or run.due(spec.settings.checkpoint_every):
                 run.save()  # after a report that is due, before one that is not: the curves do not show the stop
@@ -67,7 +75,7 @@ def _check(spec: FitSpec, method: Method, world: World) -> None:
             f"Make `batch` a multiple of {world.size}, or change `resources.workers`.",
         )
     micro_batch = settings.micro_batch
-    if micro_batch is not None and micro_batch < settings.batch // world.size and not method.gradient_cache:
+    if isinstance(micro_batch, int) and micro_batch < settings.batch // world.size and not method.gradient_cache:
         raise UserError(
             f"micro_batch {micro_batch} is smaller than a worker's batch, which this method's batch statistics forbid",
             "Remove `micro_batch`, lower `batch` or use more workers.",
@@ -82,29 +90,48 @@ class _Run:
         self.first = world.rank == 0
         self.samples = 0
         self.skipped = 0
-        self.window = Window(world)
+        self.window = Window(world, self.settings.precision)
         self.phases: Sequence[Phase] = method.phases(spec.total_samples)
         self.index = -1
         self.optimizer: torch.optim.Optimizer  # of the phase; built when it begins
+        self.parallel: Parallel  # once the weights are in place
+        self.scale = precision.LossScale(self.settings.precision)
+        self.average: Average | None = None
+        self.choice = Choice(self.settings.select, keep=self.settings.result == "best")
         self.encode = gradient_cache.Encoder(
-            method, spec.normalise, world.device, autocast=self.settings.precision == "bf16", seed=self.settings.seed
+            method, spec.normalise, world.device, precision.AUTOCAST.get(self.settings.precision), self.settings.seed
         )
+        self.micro_batch: int | None = None if self.settings.micro_batch == "auto" else self.settings.micro_batch
+        self.measured = self.settings.micro_batch != "auto" or not method.gradient_cache
 
     @property
     def phase(self) -> Phase:
         return self.phases[self.index]
 
+    @property
+    def validate_every(self) -> int | None:
+        """Steps between two validations."""
+        wanted = self.settings.validation
+        return None if wanted is None or self.spec.validate is None else -(-wanted.every_samples // self.settings.batch)
+
     def begin(self, state: Mapping[str, Any] | None) -> None:
         """Start at position 0, or where `state` says."""
+        precision.allow_tf32(self.settings.precision)
         self.method.train()
         if state is None:
             distributed.same_everywhere(self.method, self.world)
+            self.parallel = spread(self.method, self.world, self.settings.sharding)
             return
         self.samples, self.skipped, self.index = state["samples"], state["skipped"], state["phase"]
         self.method.restore_phase(self.phase, state["structure"])
         self.method.load_state_dict(state["method"])
+        self.parallel = spread(self.method, self.world, self.settings.sharding)
         self._build_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.parallel.load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.average is not None:
+            self.average.load(state["average"], self.parallel.share_like)
+        self.scale.restore(state["loss_scale"])
+        self.choice.restore(state["choice"])
         self.window.restore(state["window"])
         self._say_changes(state["made_with"])
 
@@ -130,25 +157,53 @@ class _Run:
         position = (self.samples, self.world.rank)
         gradient_cache.seed_torch(self.settings.seed, "step", *position)
         self.method.on_step_start(self.samples)
-        self.optimizer.zero_grad(set_to_none=True)
-        state = {"samples": self.samples, "phase": self.phase}
-        output = gradient_cache.forward_backward(self.encode, batch, self.settings.micro_batch, position, state)
+        output = self._gradients(batch, position)
+        self.parallel.finish()
         parameters = optim.parameters_of(self.optimizer)
-        distributed.average_gradients(parameters, self.world)
-        norm = optim.clip_gradients(parameters, self.settings.clip_grad_norm)
+        self.scale.divide(parameters)
+        norm = self.parallel.clip(parameters, self.settings.clip_grad_norm)
         reason = self.io.should_stop()
         bad, stop = distributed.any_rank(
             (not bool(torch.isfinite(norm) & torch.isfinite(output.total)), reason is not None), self.world
         )
         seen = self.samples + self.settings.batch
-        if bad:
-            self._not_finite(batch)
-        else:
+        if not bad:
             self._update(output, norm, seen)
+        elif not self.scale.overflowed():
+            self._not_finite(batch)
+        self.window.work(self.method.flops(batch))
         self.samples = seen
         if not stop:
             return None
         return next(given for given in distributed.from_all_ranks(reason, self.world) if given is not None)
+
+    def _gradients(self, batch: Batch, position: tuple[int, int]) -> LossOutput:
+        """The loss on the batch, and its gradient in the parameters; in smaller micro-batches where memory ran out and
+        `micro_batch: auto` allows it.
+        """
+        if not self.measured:
+            self.micro_batch = gradient_cache.choose_micro_batch(self.encode, batch, position, self.world)
+            self.measured = True
+        state = {"samples": self.samples, "phase": self.phase}
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return gradient_cache.forward_backward(
+                    self.encode,
+                    batch,
+                    self.micro_batch,
+                    position,
+                    state,
+                    parallel=self.parallel,
+                    loss_scale=self.scale.value,
+                )
+            except RuntimeError as error:
+                size = min(self.micro_batch or len(batch), len(batch))
+                alone = self.world.size == 1 and self.settings.micro_batch == "auto" and size > 1
+                if not (alone and gradient_cache.is_out_of_memory(error)):
+                    raise
+                self.micro_batch = size // 2
+            self.io.message("warning", f"out of memory: going on with micro-batches of {self.micro_batch}")
 
     def _update(self, output: LossOutput, norm: torch.Tensor, seen: int) -> None:
         batch = self.settings.batch
@@ -162,7 +217,10 @@ class _Run:
         )
         optim.set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
+        self.scale.held()
         self.method.on_step_end(seen)
+        if self.average is not None:
+            self.average.update(seen // batch)
         terms = {f"loss_{name}": value for name, value in output.terms.items()}
         reported = {"loss": output.total, **terms, **output.reported}
         self.window.add(reported | {"grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)})
@@ -187,35 +245,90 @@ class _Run:
         if self.first:
             self.io.message("warning", f"{where}: step skipped ({self.skipped} of {self.settings.nonfinite_limit})")
 
-    def due(self, steps: int) -> bool:
-        """Whether an interval of so many steps ends here."""
-        return self.samples % (steps * self.settings.batch) == 0
+    def due(self, steps: int | None) -> bool:
+        """Whether an interval of so many steps ends here; never, for None."""
+        return steps is not None and self.samples % (steps * self.settings.batch) == 0
 
-    def report(self, final: bool = False, stopped: str | None = None) -> Report:
+    def report(self, stopped: str | None = None) -> Report:
         """The means since the last report, told to the sink."""
-        report = Report(self.samples, self.window.close(self.settings.batch), final=final, stopped=stopped)
+        return self._tell(Report(self.samples, self.window.close(self.settings.batch), stopped=stopped))
+
+    def validate(self) -> Report:
+        """What the model, and its average, make of the held-out samples now, told to the sink; keeps the best
+        weights.
+        """
+        return self._tell(Report(self.samples, self._validated()))
+
+    def finish(self) -> Report:
+        """The last report: the window's means, the last validation, and the weights of the stage's Model."""
+        figures = self._validated() if self.validate_every is not None else {}
+        model = self.method.result()
+        if self.settings.result == "best":
+            weights = self.choice.weights
+            figures |= {"best/samples": float(self.choice.samples), f"best/{self.choice.metric}": self.choice.value}
+        elif self.settings.result == "ema":
+            weights = self._average_state()
+        else:
+            weights = self.parallel.full_state(model)
+        metrics = self.window.close(self.settings.batch) | figures
+        return self._tell(Report(self.samples, metrics, final=True, weights=weights))
+
+    def _tell(self, report: Report) -> Report:
         if self.first:
             self.io.report(report)
         return report
 
+    def _validated(self) -> dict[str, float]:
+        model = self.method.result()
+        figures = self._look(model)
+        self.choice.consider(self.samples, figures, lambda: self.parallel.full_state(model))
+        if self.average is not None:
+            with self.average.in_place():
+                figures |= {name.replace("val/", "val_ema/"): value for name, value in self._look(model).items()}
+        self.window.pause()
+        return figures
+
+    def _look(self, model: Model) -> dict[str, float]:
+        """The first rank's figures, on all ranks: equal weights need not give equal bits on unequal CPUs."""
+        assert self.spec.validate is not None
+        self.method.eval()
+        with torch.no_grad():
+            figures = dict(self.spec.validate(model))
+        self.method.train()
+        return distributed.from_all_ranks(figures, self.world)[0]
+
     def save(self) -> None:
         """Hand a checkpoint to the first rank's IO."""
-        window = self.window.state()
+        state = {
+            "samples": self.samples,
+            "skipped": self.skipped,
+            "phase": self.index,
+            "structure": self.method.structure(),
+            "method": self.parallel.full_state(self.method),
+            "optimizer": self.parallel.optimizer_state(self.optimizer),
+            "average": self._average_state(),
+            "loss_scale": self.scale.state(),
+            "choice": self.choice.state(),
+            "window": self.window.state(),
+            "made_with": self._made_with(),
+        }
         if self.first:
-            state = {
-                "samples": self.samples,
-                "skipped": self.skipped,
-                "phase": self.index,
-                "structure": self.method.structure(),
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "window": window,
-                "made_with": self._made_with(),
-            }
             self.io.save(self.samples, state)
 
+    def _average_state(self) -> dict[str, Tensor] | None:
+        if self.average is None:
+            return None
+        with self.average.in_place():
+            return {name: value.clone() for name, value in self.parallel.full_state(self.method.result()).items()}
+
     def _build_optimizer(self) -> None:
-        self.optimizer = optim.build_optimizer(self.method.groups(self.phase), self.settings)
+        self.optimizer = optim.build_optimizer(self.method.groups(self.phase), self.settings, self._depths())
+        self.parallel.watch(optim.parameters_of(self.optimizer))
+        if self.settings.ema is not None and (self.average is None or not self.average.fits(self.method.result())):
+            self.average = Average(self.method.result(), self.settings.ema)
+
+    def _depths(self) -> Mapping[str, int]:
+        return self.method.depths() if self.settings.layer_decay < 1 else {}
 
     def _made_with(self) -> dict[str, Any]:
         device = self.world.device.type

@@ -22,9 +22,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from orchestrator.data.embeddings import StoredViews
 from orchestrator.data.preprocess import Preprocess, Tokenizer
+from orchestrator.models.depth import depths
 from orchestrator.models.interface import Model
 from orchestrator.recipe.schema import Config
+from orchestrator.training.flops import step_flops
 from orchestrator.training.types import Batch, Group, Phase, Views, World
 
 Features = Mapping[str, Tensor]
@@ -57,6 +60,7 @@ class Build:
         seed: of the stage.
         preprocess, tokenizer: the model's; `teacher_preprocess`, `teacher_tokenizer`: the teacher's. A method whose
             teacher sees the student's batch refuses the pairs that do not fit.
+        stored: the teacher's features where they were computed before the training; `teacher` is None then.
     """
 
     model: Model
@@ -69,6 +73,7 @@ class Build:
     tokenizer: Tokenizer | None = None
     teacher_preprocess: Preprocess | None = None
     teacher_tokenizer: Tokenizer | None = None
+    stored: StoredViews | None = None
 
 
 class Method(nn.Module):
@@ -125,6 +130,16 @@ class Method(nn.Module):
                 excluded = parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
                 (plain if excluded else decay).append((name, parameter))
         return (Group("decay", tuple(decay)), Group("no_decay", tuple(plain), weight_decay=0.0))
+
+    def depths(self) -> Mapping[str, int]:
+        """By name of a parameter, how many layers it lies below the outputs (`layer_decay`). Default: the model's."""
+        return {f"model.{name}": depth for name, depth in depths(self.model).items()}
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of a step on this rank's batch: three forward passes for each trained tower, one
+        for a frozen one, what is computed twice to save memory counted once. Default: the model's, on every view.
+        """
+        return step_flops(self.model, batch)
 
     def on_phase_start(self, phase: Phase) -> None:
         """May change the modules; optimisers are built after it."""

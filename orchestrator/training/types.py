@@ -52,12 +52,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """One point of the curves: metrics averaged since the last report, at `samples` seen. The last one is `final`."""
+    """One point of the curves: metrics averaged since the last report, at `samples` seen.
+
+    The last one is `final` and has the weights [whole tensors] that the stage's Model shall have.
+    """
 
     samples: int
     metrics: Mapping[str, float]
     final: bool = False
     stopped: str | None = None
+    weights: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 class Feed(Protocol):

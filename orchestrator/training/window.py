@@ -3,6 +3,9 @@
 Sums are kept on the device, in double precision, so that a step waits for nothing; they are read once a report. They
 are part of a checkpoint: a report whose window was cut by a crash comes out as if nothing had happened, its times
 excepted.
+
+Arithmetic is reported a device: `tflops_per_s`, and on a GPU whose peak is known `mfu`, its share of that peak
+(model-FLOPs utilisation, Chowdhery et al. 2022: recomputation is not work done, nor is padding that was cut).
 """
 
 from __future__ import annotations
@@ -14,15 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.models.flops import peak_flops
 from orchestrator.training.distributed import mean_over_ranks
+from orchestrator.training.flops import device_name
 from orchestrator.training.types import Batch, Feed, World
 
 
 class Window:
     """Means of the steps between two reports."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, precision: str = "fp32") -> None:
         self.world = world
+        self._peak = peak_flops(device_name(world.device), precision)
         self._clock: tuple[float, float] | None = None
         self._reset()
 
@@ -31,6 +37,7 @@ class Window:
         self._counts: dict[str, int] = {}
         self._steps = 0
         self._tokens = 0
+        self._flops = 0.0
         self._elapsed_s = 0.0
         self._waited_s = 0.0
 
@@ -49,6 +56,14 @@ class Window:
         self._elapsed_s += self._clock[0] - started
         self._waited_s += self._clock[1] - waited
 
+    def work(self, flops: float) -> None:
+        """Floating-point operations of a step on this rank (Method.flops)."""
+        self._flops += flops
+
+    def pause(self) -> None:
+        """What follows until the next step (a validation) is not training time."""
+        self._clock = None
+
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Scalars of one step, whose means are reported."""
         for name, value in values.items():
@@ -66,6 +81,7 @@ class Window:
             "counts": dict(self._counts),
             "steps": self._steps,
             "tokens": self._tokens,
+            "flops": self._flops,
             "elapsed_s": self._elapsed_s,
             "waited_s": self._waited_s,
         }
@@ -74,7 +90,7 @@ class Window:
         """Go on from a checkpoint's sums."""
         self._sums = {name: value.to(self.world.device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
-        self._steps, self._tokens = state["steps"], state["tokens"]
+        self._steps, self._tokens, self._flops = state["steps"], state["tokens"], state["flops"]
         self._elapsed_s, self._waited_s = state["elapsed_s"], state["waited_s"]
 
     def close(self, batch: int) -> dict[str, float]:
@@ -85,6 +101,9 @@ class Window:
             metrics["samples_per_s"] = self._steps * batch / self._elapsed_s
             metrics["tokens_per_s"] = self._tokens * self.world.size / self._elapsed_s
             metrics["data_wait_share"] = self._waited_s / self._elapsed_s
+            metrics["tflops_per_s"] = self._flops / self._elapsed_s / 1e12
+            if self._peak is not None:
+                metrics["mfu"] = self._flops / self._elapsed_s / self._peak
         metrics["memory_bytes"] = _memory_bytes(self.world.device)
         self._reset()
         return metrics

@@ -14,8 +14,16 @@ from orchestrator.training.types import World
 METHODS = {
     "clip": ("clip", {}),
     "tinyclip": ("tinyclip", {}),
+    "tinyclip-hard": ("tinyclip", {"alpha": 0.0}),
     "tinyclip-own-scales": ("tinyclip", {"scale": None, "alpha": 0.5, "distill_weight": 2.0}),
 }
+WAYS = {
+    "at-once": {},
+    "cached": {"micro_batch": 3},
+    "tiled": {"max_pairs": 24},
+    "cached-and-tiled": {"micro_batch": 2, "max_pairs": 36},
+}
+"""How a step may be computed: in micro-batches, and with some rows of the loss at a time."""
 ROWS = 12
 
 
@@ -51,15 +59,18 @@ def rows(results: list[dict], name: str) -> Tensor:
 def ranks(tmp_path_factory):
     """All results by number of ranks and job name."""
     jobs = {
-        name: ("step_gradients", {"name": method, "options": options}) for name, (method, options) in METHODS.items()
+        f"{name} {way}": ("step_gradients", {"name": method, "options": options} | how)
+        for name, (method, options) in METHODS.items()
+        for way, how in WAYS.items()
     }
     soft, hard = with_teacher("soft_world4_gwg1_local1"), student("hard_world4_gwg1_local1")
     own = {
         2: {
             "open_clip": ("loss_of_rows", two_ranks("local_1_gathergrad_1") | {"scale": 10.0}),
             "without_gradient": ("loss_of_rows", student("hard_world2_gwg0_local1")),
-        },
-        3: jobs,
+        }
+        | jobs,
+        3: dict(jobs),
         4: {"soft": ("loss_of_rows", soft), "hard": ("loss_of_rows", hard)},
     }
     for some in own.values():
@@ -132,15 +143,34 @@ def test_any_number_of_ranks_gives_the_gradient_of_the_full_batch(ranks, teacher
     assert sum(result["scale"] for result in found) / size == pytest.approx(alone["scale"], rel=1e-9)
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """One process on the whole batch, at once."""
+    return {name: step_gradients(World(), method, options) for name, (method, options) in METHODS.items()}
+
+
+def assert_same_step(alone: dict, loss: float, gradients: dict[str, Tensor]) -> None:
+    assert loss == pytest.approx(alone["loss"], rel=1e-9)
+    assert gradients.keys() == alone["gradients"].keys()
+    for key, gradient in alone["gradients"].items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-7, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", METHODS)
-def test_ranks_train_what_one_process_trains(ranks, name):
-    method, options = METHODS[name]
-    alone, found = step_gradients(World(), method, options), ranks[3][name]
-    assert sum(result["loss"] for result in found) / 3 == pytest.approx(alone["loss"], rel=1e-9)
+def test_ranks_train_what_one_process_trains(ranks, alone, name, way, size):
+    found = ranks[size][f"{name} {way}"]
     for result in found:
-        assert result["gradients"].keys() == alone["gradients"].keys()
-        for key, gradient in alone["gradients"].items():
-            torch.testing.assert_close(result["gradients"][key], gradient, rtol=1e-7, atol=1e-10, msg=key)
+        assert_same_step(alone[name], sum(result["loss"] for result in found) / size, result["gradients"])
+
+
+@pytest.mark.parametrize("way", list(WAYS)[1:])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_the_same_however_it_is_computed(alone, name, way):
+    method, options = METHODS[name]
+    found = step_gradients(World(), method, options, **WAYS[way])
+    assert_same_step(alone[name], found["loss"], found["gradients"])
 
 
 def test_one_process_gathers_nothing():

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from methods_ranks import loss_of_rows, tiny_batch, tiny_method
+from methods_ranks import features_of, loss_of_rows, tiny_batch, tiny_method
 from methods_reference import tinyclip
 from pydantic import ValidationError
 
+from orchestrator.data.captions import CaptionPolicy
+from orchestrator.data.embeddings import About, StoredViews
 from orchestrator.data.preprocess import Preprocess, Tokenizer
+from orchestrator.data.transforms import Augment
 from orchestrator.errors import UserError
 from orchestrator.methods.tinyclip import method as module
 from orchestrator.methods.tinyclip.config import TinyCLIP
 from orchestrator.methods.tinyclip.method import TinyClipMethod
 from orchestrator.models import catalog
 from orchestrator.models.open_clip_bridge import create
+from orchestrator.training.flops import step_flops
 from orchestrator.training.method import Build
 from orchestrator.training.types import World
 
@@ -97,16 +102,16 @@ def test_alpha_1_never_evaluates_the_contrastive_loss(monkeypatch):
 
     monkeypatch.setattr(module, "info_nce", refuse)
     method = tiny_method(World(), "tinyclip")
-    assert set(method.loss(method.encode(tiny_batch(World())), STATE).terms) == {"distill"}
+    assert set(method.loss(features_of(method, tiny_batch(World())), STATE).terms) == {"distill"}
     mixed = tiny_method(World(), "tinyclip", alpha=0.5)
     with pytest.raises(AssertionError, match="evaluated"):
-        mixed.loss(mixed.encode(tiny_batch(World())), STATE)
+        mixed.loss(features_of(mixed, tiny_batch(World())), STATE)
 
 
 @pytest.mark.parametrize(("alpha", "weight"), [(0.5, 2.0), (0.0, 1.0), (1.0, 3.0)])
 def test_terms_are_weighted(alpha, weight):
     method = tiny_method(World(), "tinyclip", alpha=alpha, distill_weight=weight)
-    features = method.encode(tiny_batch(World()))
+    features = features_of(method, tiny_batch(World()))
     found = method.loss(features, STATE)
     rows = {"image": features["image"].detach(), "text": features["text"].detach(), "scale": 50.0}
     teacher = (features["teacher_image"], features["teacher_text"], 50.0)
@@ -122,7 +127,7 @@ def test_scale_is_50_at_the_first_forward_and_after_every_step():
     optimiser = torch.optim.AdamW(trained, lr=0.1)
     for step in range(3):
         assert method.model.logit_scale.exp().item() == pytest.approx(50)
-        output = method.loss(method.encode(tiny_batch(World())), STATE)
+        output = method.loss(features_of(method, tiny_batch(World())), STATE)
         assert output.reported["logit_scale"].item() == 50
         optimiser.zero_grad()
         output.total.backward()
@@ -134,7 +139,7 @@ def test_scale_is_50_at_the_first_forward_and_after_every_step():
 def test_without_a_fixed_scale_each_model_has_its_own_and_the_student_learns():
     method = tiny_method(World(), "tinyclip", scale=None)
     method.teacher.logit_scale.data.fill_(math.log(80))
-    features = method.encode(tiny_batch(World()))
+    features = features_of(method, tiny_batch(World()))
     output = method.loss(features, STATE)
     rows = {"image": features["image"].detach(), "text": features["text"].detach()}
     teacher = (features["teacher_image"], features["teacher_text"], 80.0)
@@ -151,7 +156,7 @@ def test_without_a_fixed_scale_each_model_has_its_own_and_the_student_learns():
 def test_teacher_is_frozen_in_eval_mode_and_no_part_of_the_method():
     method = tiny_method(World(), "tinyclip").train()
     before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
-    method.loss(method.encode(tiny_batch(World())), STATE).total.backward()
+    method.loss(features_of(method, tiny_batch(World())), STATE).total.backward()
     assert not method.teacher.training
     assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
     assert not any("teacher" in name for name in method.state_dict())
@@ -163,7 +168,7 @@ def test_distillation_approaches_the_teacher():
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=3e-3)
     divergences = []
     for _ in range(15):
-        output = method.loss(method.encode(batch), STATE)
+        output = method.loss(features_of(method, batch), STATE)
         optimiser.zero_grad()
         output.total.backward()
         optimiser.step()
@@ -192,6 +197,40 @@ def build(**changes) -> Build:
 def test_a_teacher_that_cannot_see_the_students_batch_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         TinyClipMethod(TinyCLIP(), build(**changes))
+
+
+def stored(scale: float | None) -> StoredViews:
+    """Embeddings of no samples: features come with the batch."""
+    about = About("m", "d", None, 1, 0, Augment(), CaptionPolicy(), Preprocess(32), Tokenizer(), scale)
+    return StoredViews(about, np.empty((0, 16), np.uint8), {})
+
+
+def test_stored_features_stand_for_the_teachers():
+    online = tiny_method(World(), "tinyclip", scale=None)
+    online.teacher.logit_scale.data.fill_(math.log(80))
+    batch = tiny_batch(World())
+    targets = online.targets(batch)
+    cached = TinyClipMethod(
+        TinyCLIP(scale=None),
+        Build(create(catalog.resolve("tiny"), seed=1).double(), None, 12, 12, World(), 0, stored=stored(80.0)),
+    )
+    assert cached.teacher is None
+    known = replace(batch, embeddings={"image": targets["teacher_image"], "text": targets["teacher_text"]})
+    losses = [method.loss(features_of(method, known), STATE).total.item() for method in (online, cached)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_stored_features_of_a_model_without_a_scale_need_a_fixed_one():
+    given = build(teacher=None, stored=stored(None), teacher_tokenizer=Tokenizer())
+    assert TinyClipMethod(TinyCLIP(), given).teacher is None
+    with pytest.raises(UserError, match="no scale of its own"):
+        TinyClipMethod(TinyCLIP(scale=None), given)
+
+
+def test_a_teacher_that_runs_beside_is_counted_as_arithmetic():
+    method, batch = tiny_method(World(), "tinyclip"), tiny_batch(World())
+    alone = step_flops(method.model, batch)
+    assert method.flops(batch) == alone + step_flops(method.teacher, batch)
 
 
 def test_a_teacher_of_longer_context_is_accepted():

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from orchestrator.errors import StageError
-from orchestrator.training.checkpoint import BackgroundWriter, from_bytes, to_bytes
+from orchestrator.training.checkpoint import FORMAT, BackgroundWriter, from_bytes, to_bytes
 from orchestrator.training.config import TrainSettings
 from orchestrator.training.optim import build_optimizer, clip_gradients, parameters_of, set_learning_rate
 from orchestrator.training.schedule import rate
@@ -82,7 +82,7 @@ def test_a_checkpoint_that_would_run_code_or_is_cut_short_is_refused():
 
 def test_a_checkpoint_of_another_format_is_refused(monkeypatch):
     data = to_bytes({})
-    monkeypatch.setattr("orchestrator.training.checkpoint.FORMAT", 2)
+    monkeypatch.setattr("orchestrator.training.checkpoint.FORMAT", 99)
     with pytest.raises(StageError, match="another version"):
         from_bytes(data)
 

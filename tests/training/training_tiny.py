@@ -71,6 +71,12 @@ class TinyClip(Method):
         ) / 2
         return LossOutput({"contrastive": value}, {"logit_scale": scale.detach()})
 
+    def result(self) -> nn.Module:
+        return self
+
+    def flops(self, batch: Batch) -> float:
+        return 1e6 * len(batch)
+
     def on_step_end(self, samples: int) -> None:
         with torch.no_grad():
             self.logit_scale.clamp_(0, 4.6)
@@ -154,6 +160,7 @@ def train(
     poison: frozenset[int] = frozenset(),
     dropout: float = 0.2,
     two_phases: bool = True,
+    validate: Any = None,
     **settings: Any,
 ) -> tuple[TinyClip, list[Report], list[str]]:
     """One call of `fit`: the trained method, its reports, and the ids this rank has seen."""
@@ -167,12 +174,12 @@ def train(
         feeds.append(TinyFeed(start, world, poison))
         return feeds[-1]
 
-    spec = FitSpec(settings, settings.total_samples(NUM_SAMPLES), normalise)
+    spec = FitSpec(settings, settings.total_samples(NUM_SAMPLES), normalise, validate)
     reports = list(fit(spec, method, loader, world, io))
     return method, reports, feeds[0].seen
 
 
 def curves(reports: Sequence[Report]) -> list[tuple[int, dict[str, float]]]:
     """What must be equal between two right runs: everything but times and memory."""
-    timed = ("samples_per_s", "tokens_per_s", "data_wait_share", "memory_bytes")
+    timed = ("samples_per_s", "tokens_per_s", "tflops_per_s", "data_wait_share", "memory_bytes")
     return [(r.samples, {k: v for k, v in r.metrics.items() if k not in timed}) for r in reports]

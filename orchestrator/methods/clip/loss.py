@@ -1,7 +1,7 @@
 """CLIP's contrastive loss, right at any number of ranks.
 
 Legend: B rows of this rank, N = B * ranks rows in all, d features. Rows are L2-normalised; arithmetic is that of the
-inputs (float32 in training, also under mixed precision).
+inputs (float32 in training, also under mixed precision). Memory grows with N, not with its square.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from orchestrator.training.rows import mean_over_rows
 
 
 def info_nce(image: Tensor, text: Tensor, all_image: Tensor, all_text: Tensor, scale: Tensor, rank: int) -> Tensor:
@@ -22,11 +24,18 @@ def info_nce(image: Tensor, text: Tensor, all_image: Tensor, all_text: Tensor, s
         rank: whose rows these are.
     """
     labels = matches(image, rank)
-    by_image = F.cross_entropy(scale * image @ all_text.T, labels)
-    by_text = F.cross_entropy(scale * text @ all_image.T, labels)
+    by_image = _cross_entropy(image, all_text, scale, labels)
+    by_text = _cross_entropy(text, all_image, scale, labels)
     return (by_image + by_text) / 2
 
 
 def matches(image: Tensor, rank: int) -> Tensor:
     """For each of this rank's rows [B], the column of its pair among all."""
     return torch.arange(len(image), device=image.device) + rank * len(image)
+
+
+def _cross_entropy(rows: Tensor, columns: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
+    def mean_of(rows: Tensor, labels: Tensor) -> tuple[Tensor]:
+        return (F.cross_entropy(scale * rows @ columns.T, labels),)
+
+    return mean_over_rows(mean_of, (rows, labels), len(columns))[0]

@@ -1,7 +1,8 @@
 """Affinity mimicking (TinyCLIP, section 3.1): the teacher's softmax rows over the batch are the student's targets.
 
 Legend: B rows of this rank, N = B * ranks rows in all, d student's and d' teacher's features. Only similarities meet,
-so d and d' may differ. Rows are L2-normalised; arithmetic is that of the inputs.
+so d and d' may differ. Rows are L2-normalised; arithmetic is that of the inputs. Memory grows with N, not with its
+square.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from orchestrator.training.rows import mean_over_rows
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,27 @@ def affinity_mimicking(student: Pairs, teacher: Pairs) -> Affinity:
     With every rank's rows against everybody's columns, the mean over ranks is the loss on the concatenated batch.
     """
     i2t, kl_i2t = _soft_cross_entropy(
-        student.scale * student.image @ student.all_text.T, teacher.scale * teacher.image @ teacher.all_text.T
+        (student.image, student.all_text, student.scale), (teacher.image, teacher.all_text, teacher.scale)
     )
     t2i, kl_t2i = _soft_cross_entropy(
-        student.scale * student.text @ student.all_image.T, teacher.scale * teacher.text @ teacher.all_image.T
+        (student.text, student.all_image, student.scale), (teacher.text, teacher.all_image, teacher.scale)
     )
     return Affinity(i2t, t2i, (kl_i2t + kl_t2i) / 2)
 
 
-def _soft_cross_entropy(logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over rows of -sum p' log p, and of the divergence KL(p' || p), without gradient. Logits [B, N]."""
-    log_target = F.log_softmax(teacher_logits.detach(), dim=1)
-    target, log_probability = log_target.exp(), F.log_softmax(logits, dim=1)
-    cross_entropy = -(target * log_probability).sum(dim=1).mean()
-    divergence = (target * (log_target - log_probability.detach())).sum(dim=1).mean()
-    return cross_entropy, divergence
+Side = tuple[Tensor, Tensor, Tensor | float]
+"""Rows [B, d], columns [N, d] and the multiplier of their similarities."""
+
+
+def _soft_cross_entropy(student: Side, teacher: Side) -> tuple[Tensor, Tensor]:
+    """Mean over rows of -sum p' log p, and of the divergence KL(p' || p), without gradient."""
+    (rows, columns, scale), (teacher_rows, teacher_columns, teacher_scale) = student, teacher
+
+    def mean_of(rows: Tensor, teacher_rows: Tensor) -> tuple[Tensor, Tensor]:
+        log_target = F.log_softmax((teacher_scale * teacher_rows @ teacher_columns.T).detach(), dim=1)
+        target, log_probability = log_target.exp(), F.log_softmax(scale * rows @ columns.T, dim=1)
+        cross_entropy = -(target * log_probability).sum(dim=1).mean()
+        divergence = (target * (log_target - log_probability.detach())).sum(dim=1).mean()
+        return cross_entropy, divergence
+
+    return mean_over_rows(mean_of, (rows, teacher_rows), len(columns))  # type: ignore[return-value]

@@ -1,7 +1,8 @@
 """TinyCLIP's training: a frozen teacher sees what the student sees, and the student mimics its similarities.
 
-The teacher is no sub-module: it is neither trained, nor checkpointed, nor left in the result. Its features are
-computed online, in eval mode and without gradient.
+The teacher is no sub-module: it is neither trained, nor checkpointed, nor left in the result. Its features are a
+step's `targets`: computed online, in eval mode and without gradient, or once for all steps by an `embed` stage, whose
+views the student then sees. In that case there is no teacher here at all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from orchestrator.methods.clip.method import MAX_SCALE
 from orchestrator.methods.tinyclip.config import TinyCLIP
 from orchestrator.methods.tinyclip.loss import Pairs, affinity_mimicking
 from orchestrator.models.clip import OpenClipModel
-from orchestrator.models.interface import Model
+from orchestrator.training.flops import step_flops
 from orchestrator.training.gather import gather
 from orchestrator.training.method import Build, Features, LossOutput, Method
 from orchestrator.training.types import Batch
@@ -33,7 +34,9 @@ class TinyClipMethod(Method):
 
     def __init__(self, config: TinyCLIP, build: Build) -> None:
         super().__init__(config, build)
-        self._teacher = (_checked_teacher(build, own_scale=config.scale is None),)  # a tuple: not a sub-module
+        _check_build(config, build)
+        teacher = None if build.teacher is None else build.teacher.requires_grad_(False).eval()
+        self._teacher, self._stored = (teacher,), build.stored  # a tuple: not a sub-module
         if config.scale is not None:
             with torch.no_grad():
                 self.model.logit_scale.fill_(math.log(config.scale))
@@ -41,22 +44,22 @@ class TinyClipMethod(Method):
 
     @property
     def teacher(self) -> Any:
-        """The frozen model that is mimicked."""
+        """The frozen model that is mimicked; None where its features are stored."""
         return self._teacher[0]
 
-    def encode(self, batch: Batch) -> Features:
-        """`image`, `text` of the student [B, d] and `teacher_image`, `teacher_text` [B, d'], from the same crop and
-        tokens.
-        """
-        images, tokens = batch.images[0], batch.tokens[0]
+    def targets(self, batch: Batch) -> Features:
+        """`teacher_image`, `teacher_text` [B, d'] of the crop and tokens that the student sees; read where stored."""
+        if self._stored is not None:
+            return {"teacher_image": batch.embeddings["image"], "teacher_text": batch.embeddings["text"]}
         with torch.no_grad():
-            teacher_image, teacher_text = self.teacher.encode_image(images), self.teacher.encode_text(tokens)
-        return {
-            "image": self.model.encode_image(images),
-            "text": self.model.encode_text(tokens),
-            "teacher_image": teacher_image,
-            "teacher_text": teacher_text,
-        }
+            return {
+                "teacher_image": self.teacher.encode_image(batch.images[0]),
+                "teacher_text": self.teacher.encode_text(batch.tokens[0]),
+            }
+
+    def encode(self, batch: Batch) -> Features:
+        """`image`, `text` of the student, [B, d] each, L2-normalised."""
+        return {"image": self.model.encode_image(batch.images[0]), "text": self.model.encode_text(batch.tokens[0])}
 
     def loss(self, features: Features, state: Mapping[str, Any]) -> LossOutput:
         """Terms `distill` and, where alpha < 1, `contrastive`; reports the divergence `kl`, which ends at 0, and the
@@ -72,6 +75,10 @@ class TinyClipMethod(Method):
         if alpha < 1:
             terms["contrastive"] = weight * (1 - alpha) * self._contrastive(student)
         return LossOutput(terms, {"kl": soft.kl, "logit_scale": torch.as_tensor(student.scale).detach()})
+
+    def flops(self, batch: Batch) -> float:
+        """The student's, and one forward pass of a teacher that runs beside it."""
+        return super().flops(batch) + (0.0 if self.teacher is None else step_flops(self.teacher, batch))
 
     def on_step_end(self, samples: int) -> None:
         """A learned scale is kept in [1, 100]; a fixed one is out of the optimiser's reach."""
@@ -90,17 +97,22 @@ class TinyClipMethod(Method):
         return self.model.logit_scale.exp() if self.config.scale is None else self.config.scale
 
     def _teacher_scale(self) -> Tensor | float:
-        return self.teacher.logit_scale.detach().exp() if self.config.scale is None else self.config.scale
+        if self.config.scale is not None:
+            return self.config.scale
+        if self._stored is not None:
+            assert self._stored.about.scale is not None
+            return self._stored.about.scale
+        return self.teacher.logit_scale.detach().exp()
 
 
-def _checked_teacher(build: Build, own_scale: bool) -> Model:
-    """The build's teacher, frozen and in eval mode; UserError where it cannot see what the student sees."""
-    teacher = build.teacher
-    if teacher is None:
+def _check_build(config: TinyCLIP, build: Build) -> None:
+    """UserError where there is no teacher, or one that cannot see what the student sees."""
+    if build.teacher is None and build.stored is None:
         raise UserError("method tinyclip needs a teacher", "Use a distill stage and give it `teacher:`.")
     if not isinstance(build.model, OpenClipModel):
         raise UserError("tinyclip trains open_clip models", "Choose a model: of the catalog.")
-    if own_scale and not hasattr(teacher, "logit_scale"):
+    has_scale = hasattr(build.teacher, "logit_scale") if build.stored is None else build.stored.about.scale is not None
+    if config.scale is None and not has_scale:
         raise UserError("the teacher has no scale of its own", "Set tinyclip's `scale`, for instance to 50.")
     if build.teacher_preprocess != build.preprocess:
         raise UserError(
@@ -113,4 +125,3 @@ def _checked_teacher(build: Build, own_scale: bool) -> Model:
             f"the teacher cannot read the student's tokens: {theirs} and {mine}",
             "Give the student the teacher's tokenizer and at most its context_length.",
         )
-    return teacher.requires_grad_(False).eval()
