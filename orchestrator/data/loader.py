@@ -2,39 +2,49 @@
 
 The global order is a keyed permutation of the data, in uid order, for each epoch; global batch number k holds
 positions [k*batch, (k+1)*batch), across the end of an epoch too, and rank r of W takes its r-th contiguous W-th.
-Augmentation and caption choice draw from (seed, purpose, epoch, uid, view). So what is seen depends neither on ranks,
-workers, shards nor their order, and starting at any position costs nothing. A batch is made whole by one thread,
-several batches at a time.
+Augmentation and caption choice draw from (seed, purpose, epoch, uid, view); with stored views (data/embeddings.py) a
+sample shows these in turn instead, and the teacher's features come along. So what is seen depends neither on
+ranks, workers, shards nor their order, and starting at any position costs nothing.
 
-Decoded images are kept in memory up to `cache_bytes`: small drawings all fit, and decoding dominates.
+Threads make the parts of a batch, straight into its memory; the last to finish closes it. Finished batches ahead are
+bounded in number and bytes. Decoded images are kept in memory up to `cache_bytes`: small drawings all fit.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from orchestrator.data.batch import Batch, Views
-from orchestrator.data.captions import CaptionPolicy, choose
+from orchestrator.data.captions import CaptionPolicy
 from orchestrator.data.dataset import Caption, Dataset
-from orchestrator.data.draws import uniforms
-from orchestrator.data.preprocess import Preprocess, Tokenizer, composite, load
+from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.data.sampler import Shuffled
-from orchestrator.data.transforms import Augment, augment
+from orchestrator.data.transforms import Augment
+from orchestrator.data.views import Picture, Shown, ViewMaker, num_bytes
 from orchestrator.errors import DataError
 
-Loaded = tuple[Image, tuple[Caption, ...]]
-"""A sample ready to be shown: its decoded image and its captions."""
+if TYPE_CHECKING:
+    from orchestrator.data.embeddings import StoredViews
+
+Sample = tuple[Picture | bytes, tuple[Caption, ...]]
+"""A picture, decoded or still encoded, and its captions."""
 AHEAD = 3
-"""Batches under way before the one that is asked for, at least."""
+"""Batches under way before the one that is asked for, at least, where `prefetch_bytes` allows."""
+PART = range(64, 1025)
+"""Samples that a thread reads together."""
+BLOCK = 32
+"""Samples of which the decoded pictures are held at once, besides those cached."""
 
 
 class Loader:
@@ -45,14 +55,17 @@ class Loader:
         batch: global batch in samples; divisible by `size`.
         seed: of the stage.
         views: images and captions a sample.
-        augment, captions: configurations (data/transforms.py, data/captions.py).
+        augment, captions: configurations (data/transforms.py, data/captions.py); stored views bring their own.
         preprocess, tokenizer: the model's.
+        stored: a teacher's features of views that samples are then seen by; they come in `Batch.embeddings`.
         rank, size: this process among the ranks.
         start: samples seen so far, a multiple of `batch`.
         threads: decoding threads.
         max_bad_samples: how many samples may turn out undecodable (in this process); each is replaced by the next
             one in the order, wherever it is met. One more, and the loader raises DataError naming it.
         cache_bytes: memory for decoded images.
+        prefetch_bytes: memory for batches ahead of the one in use; one is always made ahead.
+        pin: whether images and tokens are put into page-locked memory, from which a GPU copies without waiting.
     """
 
     wait_s: float
@@ -71,12 +84,15 @@ class Loader:
         captions: CaptionPolicy,
         preprocess: Preprocess,
         tokenizer: Tokenizer,
+        stored: StoredViews | None = None,
         rank: int = 0,
         size: int = 1,
         start: int = 0,
         threads: int = 1,
         max_bad_samples: int = 0,
         cache_bytes: int = 512 << 20,
+        prefetch_bytes: int = 1 << 30,
+        pin: bool = False,
     ) -> None:
         if len(dataset) < batch:
             raise DataError(
@@ -86,27 +102,27 @@ class Loader:
         self.wait_s = 0.0
         self.bad_samples = {}
         self._dataset, self._uids, self._seed, self._views = dataset, dataset.uids, seed, views
-        self._augment, self._captions, self._preprocess, self._tokenizer = augment, captions, preprocess, tokenizer
+        decides = (seed, augment, captions) if stored is None else (stored.seed, stored.augment, stored.captions)
+        self._maker = ViewMaker(*decides, preprocess, tokenizer)
+        self._tokenizer, self._stored, self._pin = tokenizer, stored, pin
         self._batch, self._share, self._rank, self._start = batch, batch // size, rank, start
         self._by_uid = np.argsort(dataset.column("uid"), order=("high", "low"))
         self._order = Shuffled(len(dataset), seed)
         self._max_bad_samples, self._cache_bytes = max_bad_samples, cache_bytes
-        self._cache: dict[int, Loaded] = {}
+        self._cache: dict[int, Sample] = {}
         self._lock = threading.Lock()
-        self._ahead = max(AHEAD, threads + 1)
+        self._shape = (self._share, 3, preprocess.image_size, preprocess.image_size)
+        fitting = prefetch_bytes // (views.images * int(np.prod(self._shape)))
+        self._ahead = max(1, min(fitting, max(AHEAD, threads + 1)))
+        self._reuse, self._spare = fitting > self._ahead, list[np.ndarray]()
+        self._part = min(max(-(-self._share // threads), PART.start), PART.stop - 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
 
     def __iter__(self) -> Iterator[Batch]:
-        position = self._start
-        waiting: deque[Future[Batch]] = deque()
+        positions = count(self._start, self._batch)
+        ahead = deque(self._begin(next(positions)) for _ in range(self._ahead))
         while True:
-            while len(waiting) < self._ahead:
-                waiting.append(self._pool.submit(self._make, position))
-                position += self._batch
-            asked = time.perf_counter()
-            batch = waiting.popleft().result()
-            self.wait_s += time.perf_counter() - asked
-            yield batch
+            yield self._take(ahead, positions)
 
     def __enter__(self) -> Loader:
         return self
@@ -114,66 +130,111 @@ class Loader:
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _make(self, start: int) -> Batch:
-        """This rank's part of the global batch that begins at a position."""
-        first = start + self._rank * self._share
-        epochs, rows = self._rows(first, self._share)
-        samples: list[Loaded] = []
-        for place, sample in enumerate(self._samples(rows)):
-            position = first + place
-            while isinstance(sample, DataError):
-                self._count_bad(rows[place], sample)
-                position += 1
-                epochs[place : place + 1], rows[place : place + 1] = self._rows(position, 1)
-                sample = self._samples(rows[place : place + 1])[0]
-            samples.append(sample)
-        uids = tuple(self._uids[row] for row in rows.tolist())
-        shown = list(zip(epochs.tolist(), uids, samples))
-        images = tuple(self._images(shown, view) for view in range(self._views.images))
-        tokens = tuple(self._tokens(shown, view) for view in range(self._views.captions))
-        return Batch(images=images, tokens=tokens, uids=uids)
+    def _take(self, ahead: deque[Future[Batch]], positions: Iterator[int]) -> Batch:
+        """The next batch; only then another is begun, for a batch may take gigabytes."""
+        asked = time.perf_counter()
+        batch = ahead.popleft().result()
+        self.wait_s += time.perf_counter() - asked
+        ahead.append(self._begin(next(positions)))
+        return batch
+
+    def _begin(self, start: int) -> Future[Batch]:
+        """Have this rank's part of the global batch that begins at a position made."""
+        firsts = range(0, self._share, self._part)
+        images = [self._memory() for _ in range(self._views.images)]
+        making = _Making(start + self._rank * self._share, images, self._share, self._views.captions, len(firsts))
+        for first in firsts:
+            self._pool.submit(self._make, making, range(first, min(first + self._part, self._share)))
+        return making.done
+
+    def _memory(self) -> Tensor:
+        """Room for a view's pixels; used again once nobody refers to it, as fresh pages cost a tenth of the time."""
+        if self._pin:  # torch itself keeps such memory
+            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)
+        if not self._reuse:
+            return torch.empty(self._shape, dtype=torch.uint8)
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = np.empty(self._shape, np.uint8)
+        lent = memory.view()
+        weakref.finalize(lent, self._spare.append, memory).atexit = False
+        return torch.from_numpy(lent)
+
+    def _make(self, making: _Making, places: range) -> None:
+        """Make some samples of a batch, a block at a time, and close the batch if they are its last."""
+        try:
+            start = making.start + places.start
+            epochs, rows = (values.tolist() for values in self._rows(start, len(places)))
+            found = self._read(rows)
+            for at in range(0, len(places), BLOCK):
+                block = range(at, min(at + BLOCK, len(places)))
+                shown = [self._shown(start + n, epochs[n], rows[n], found[rows[n]]) for n in block]
+                self._lay(making, places.start + at, shown)
+            if making.finish_part():
+                making.done.set_result(self._close(making))
+        except BaseException as error:  # handed to the consumer, as an executor does
+            making.fail(error)
+
+    def _lay(self, making: _Making, place: int, shown: Sequence[Shown]) -> None:
+        """Put made samples into their places of the batch."""
+        here = slice(place, place + len(shown))
+        for view, images in enumerate(making.images):
+            self._maker.images(shown, view, images[here].numpy())
+        for view, texts in enumerate(making.texts):
+            texts[here] = self._maker.captions(shown, view)
+        making.uids[here] = [sample.uid for sample in shown]
+        making.numbers[here] = [sample.number for sample in shown]
+
+    def _close(self, making: _Making) -> Batch:
+        tokens = tuple(self._tokenizer(texts) for texts in making.texts)
+        features = {} if self._stored is None else self._stored.features(making.uids, making.numbers)
+        if self._pin:
+            tokens = tuple(ids.pin_memory() for ids in tokens)
+            features = {name: values.pin_memory() for name, values in features.items()}
+        return Batch(images=tuple(making.images), tokens=tokens, uids=tuple(making.uids), embeddings=features)
 
     def _rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Epoch and row of the data set at each of these positions."""
         epochs, places = self._order.rows(start, count)
         return epochs, self._by_uid[places]
 
-    def _images(self, shown: Sequence[tuple[int, str, Loaded]], view: int) -> Tensor:
-        """One augmented view of each (epoch, uid, sample): [B, 3, H, W] uint8."""
-        names = [("augment", epoch, uid, view) for epoch, uid, _ in shown]
-        size = self._preprocess.image_size
-        made = [augment(s[0], size, self._augment, uniforms(self._seed, *n)) for n, (_, _, s) in zip(names, shown)]
-        return torch.from_numpy(composite([image for image, _ in made], [colour for _, colour in made]))
-
-    def _tokens(self, shown: Sequence[tuple[int, str, Loaded]], view: int) -> Tensor:
-        """One caption of each (epoch, uid, sample): [B, L] int64."""
-        draws = [uniforms(self._seed, "caption", epoch, uid, view)[0] for epoch, uid, _ in shown]
-        return self._tokenizer([choose(s[1], self._captions, draw) for draw, (_, _, s) in zip(draws, shown)])
-
-    def _samples(self, rows: np.ndarray) -> list[Loaded | DataError]:
-        """Decoded image and captions of each row, from cache or shards; the error where it cannot be decoded."""
-        found = {row: self._cache.get(row) for row in rows.tolist()}
-        missing = [row for row, sample in found.items() if sample is None]
-        results: dict[int, Loaded | DataError] = {r: s for r, s in found.items() if s}
+    def _read(self, rows: Sequence[int]) -> dict[int, Sample]:
+        """Picture, from the cache or still encoded, and captions of each row."""
+        found: dict[int, Sample] = {row: self._cache[row] for row in rows if row in self._cache}
+        missing = [row for row in dict.fromkeys(rows) if row not in found]
         if missing:
-            for row, data, captions in zip(missing, self._dataset.images(missing), self._dataset.captions(missing)):
-                try:
-                    results[row] = (load(data), captions)
-                except DataError as error:
-                    results[row] = error
-            self._keep({row: results[row] for row in missing})
-        return [results[row] for row in rows.tolist()]
+            found.update(zip(missing, zip(self._dataset.images(missing), self._dataset.captions(missing))))
+        return found
 
-    def _keep(self, samples: dict[int, Loaded | DataError]) -> None:
+    def _shown(self, position: int, epoch: int, row: int, sample: Sample) -> Shown:
+        """The sample at a position, decoded; instead of a bad one the next good one in the order."""
+        while True:
+            try:
+                picture = self._decoded(row, sample)
+            except DataError as error:
+                self._count_bad(row, error)
+            else:
+                break
+            position += 1
+            epoch, row = (values.item() for values in self._rows(position, 1))
+            sample = self._read([row])[row]
+        uid = self._uids[row]
+        number = epoch if self._stored is None else epoch % self._stored.num_views
+        return Shown(number, uid, picture, sample[1])
+
+    def _decoded(self, row: int, sample: Sample) -> Picture:
         """Cache what still fits. A full cache stays as it is: in shuffled epochs no sample is likelier than others."""
+        encoded, captions = sample
+        if not isinstance(encoded, bytes):
+            return encoded
+        picture = self._maker.decode(encoded)
+        size = num_bytes(picture)
         with self._lock:
-            for row, sample in samples.items():
-                if isinstance(sample, DataError) or row in self._cache:
-                    continue
-                size = 4 * sample[0].width * sample[0].height  # PIL stores RGB in four bytes, too
-                if size <= self._cache_bytes:
-                    self._cache_bytes -= size
-                    self._cache[row] = sample
+            if size <= self._cache_bytes and row not in self._cache:
+                self._cache_bytes -= size
+                self._cache[row] = (picture, captions)
+        return picture
 
     def _count_bad(self, row: int, error: DataError) -> None:
         with self._lock:
@@ -184,3 +245,26 @@ class Loader:
                 f"{self._dataset.describe(row)}: {error.message}",
                 f"{count} bad samples, {self._max_bad_samples} allowed; repair or leave out the shard",
             )
+
+
+class _Making:
+    """A rank's batch while threads put samples into it: pixels, captions by view, ids and numbers of their draws."""
+
+    def __init__(self, start: int, images: list[Tensor], size: int, num_captions: int, num_parts: int) -> None:
+        self.start, self.images = start, images
+        self.texts = [[""] * size for _ in range(num_captions)]
+        self.uids, self.numbers = [""] * size, [0] * size
+        self.done: Future[Batch] = Future()
+        self._left, self._lock = num_parts, threading.Lock()
+
+    def finish_part(self) -> bool:
+        """Whether that was the last part."""
+        with self._lock:
+            self._left -= 1
+            return self._left == 0
+
+    def fail(self, error: BaseException) -> None:
+        """The first error is the batch's."""
+        with self._lock:
+            if not self.done.done():
+                self.done.set_exception(error)

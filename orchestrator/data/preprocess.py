@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,18 +29,25 @@ from orchestrator.errors import DataError, StageError
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever an image library raises on bad bytes, as a DataError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's format plugins raise all sorts
+        reason = str(error).replace(repr(BytesIO), "").split(" <_io.")[0]
+        raise DataError(f"an image cannot be decoded: {reason or type(error).__name__}") from error
+
+
 def load(data: bytes) -> Image.Image:
     """Encoded bytes to a decoded image of mode RGB, or RGBa (alpha, premultiplied). DataError if undecodable."""
-    try:
+    with decoding():
         image = Image.open(BytesIO(data))
         if image.mode in WITH_ALPHA or "transparency" in image.info:
             return image.convert("RGBA").convert("RGBa")
         return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's format plugins raise all sorts on bad bytes
-        reason = str(error).replace(repr(BytesIO), "").split(" <_io.")[0]
-        raise DataError(f"an image cannot be decoded: {reason or type(error).__name__}") from error
 
 
 def composite(images: Sequence[Image.Image], backgrounds: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -130,7 +139,23 @@ class Tokenizer:
 def _encoded(text: str) -> tuple[int, ...]:
     """Start token, byte pairs, end token."""
     bpe = _bpe()
+    if text.isascii() and text.isprintable() and "&" not in text:
+        # What the cleaning of such a text comes to: ftfy and unescaping leave it alone, white space is collapsed.
+        words = bpe.pat.findall(" ".join(text.split()).lower())
+        return (bpe.sot_token_id, *chain.from_iterable(map(_word, words)), bpe.eot_token_id)
     return (bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _word(word: str) -> tuple[int, ...]:
+    """Byte pairs of one ASCII word as the pattern finds them."""
+    bpe = _bpe()
+    return tuple(bpe.encoder[part] for part in bpe.bpe(word).split(" "))
+
+
+def forget_tokens() -> None:
+    """Forget all captions encoded so far, as if each were met for the first time; words stay."""
+    _encoded.cache_clear()
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 The crop is cut out and scaled in one bicubic, antialiased resize; transparent pixels are resized premultiplied (so no
 colour bleeds in from under them) and laid on the background last (`preprocess.composite`), which makes it an
-augmentation of its own. All randomness comes in as numbers (data/draws.py): the function is pure. No torch here.
+augmentation of its own. JPEG photographs go another way from the same draws (data/jpeg.py). All randomness comes in as
+numbers (data/draws.py): the functions are pure. No torch here.
 `TRANSFORMS_VERSION` covers this file.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -43,16 +45,23 @@ class Augment(Config):
         return self
 
 
-def augment(image: Image, size: int, config: Augment, draws: Sequence[float]) -> tuple[Image, tuple[int, int, int]]:
-    """One view of an image as loaded by `preprocess.load`: size x size, its mode kept, and the colour to lay it on.
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was drawn for one view of an image: the crop (left, top, right, bottom) in pixels, whether it is mirrored,
+    and the colour to lay it on."""
 
-    `draws`: eight uniforms in [0, 1), used for area, ratio, x, y, flip, and the background's red, green, blue.
+    box: tuple[float, float, float, float]
+    mirrored: bool
+    background: tuple[int, int, int]
+
+
+def draw(width: int, height: int, config: Augment, draws: Sequence[float]) -> View:
+    """The view of an image of this size that eight uniforms in [0, 1) stand for: area, ratio, x, y, flip, and the
+    background's red, green, blue.
+
     A crop that would stick out of the image is narrowed to it (torchvision draws again instead).
     """
-    from PIL import Image as pil
-
     area, ratio, x, y, flip, *colour = draws
-    width, height = image.size
     share = config.scale[0] + area * (config.scale[1] - config.scale[0])
     low, high = (math.log(r) for r in config.ratio)
     shape = math.exp(low + ratio * (high - low))
@@ -60,8 +69,23 @@ def augment(image: Image, size: int, config: Augment, draws: Sequence[float]) ->
     crop_height = min(height, math.sqrt(share * width * height / shape))
     left, top = x * (width - crop_width), y * (height - crop_height)
     box = (left, top, min(width, left + crop_width), min(height, top + crop_height))
-    view = image.resize((size, size), pil.Resampling.BICUBIC, box=box)
-    if flip < config.flip:
-        view = view.transpose(pil.Transpose.FLIP_LEFT_RIGHT)
     red, green, blue = (255, 255, 255) if config.background == "white" else (int(256 * c) for c in colour)
-    return view, (red, green, blue)
+    return View(box, flip < config.flip, (red, green, blue))
+
+
+def smallest_crop(width: int, height: int, config: Augment) -> tuple[float, float]:
+    """The least width, and the least height, that `draw` may give a crop of an image of this size."""
+    area = config.scale[0] * width * height
+    narrow, wide = config.ratio
+    return min(width, math.sqrt(area * narrow)), min(height, math.sqrt(area / wide))
+
+
+def augment(image: Image, size: int, config: Augment, draws: Sequence[float]) -> tuple[Image, tuple[int, int, int]]:
+    """One view (`draw`) of an image as loaded by `preprocess.load`: size x size, its mode kept, and its background."""
+    from PIL import Image as pil
+
+    view = draw(image.width, image.height, config, draws)
+    shown = image.resize((size, size), pil.Resampling.BICUBIC, box=view.box)
+    if view.mirrored:
+        shown = shown.transpose(pil.Transpose.FLIP_LEFT_RIGHT)
+    return shown, view.background

@@ -8,6 +8,7 @@ fingerprint, and neither has anything that follows it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import UserError
@@ -15,12 +16,28 @@ from orchestrator.plan.fingerprint import fingerprint, payload
 from orchestrator.plan.types import Input, Node, Plan
 from orchestrator.recipe.errors import Problem, nearest, raise_problems
 from orchestrator.recipe.recipe import Recipe, StageSpec
-from orchestrator.recipe.references import Edge, resolve
+from orchestrator.recipe.references import Edge, lacks, resolve
 
 Identify = Callable[[str], str | None]
 """Source of external data to the digest of its content; None if it has not been indexed."""
-IdentifyExternal = Callable[[str], tuple[str | None, str]]
-"""External reference to (identity of its content, "") or (None, why it is unknown); UserError: it cannot be had."""
+
+
+@dataclass(frozen=True)
+class External:
+    """What is known of an external artifact without loading it.
+
+    Attributes:
+        identity: of its content; None while unknown, and `unknown` says why.
+        capabilities: what it can do, if it is a model.
+    """
+
+    identity: str | None
+    capabilities: frozenset[str] = frozenset()
+    unknown: str = ""
+
+
+IdentifyExternal = Callable[[str], External]
+"""External reference to what is known of it; UserError: it cannot be had."""
 
 
 def compile(
@@ -36,12 +53,13 @@ def compile(
     Args:
         recipe: the loaded recipe.
         identify: looks up the digest of a stage's external source.
-        identify_external: identifies an external reference.
+        identify_external: says what is known of an external reference.
         until: stages to stop at; nothing that they do not need is in the plan. Empty: all.
         rerun: nonces by stage, for stages to compute anew.
 
     Raises:
-        RecipeError: references are wrong, or an external artifact cannot be had; all problems at once.
+        RecipeError: references are wrong, an external artifact cannot be had or cannot do what is asked of it, or
+            stages do not fit together; all problems at once.
         UserError: `until` or `rerun` names no stage.
     """
     edges, problems = resolve(recipe.stages)
@@ -55,6 +73,11 @@ def compile(
         if name in wanted:
             spec = recipe.stages[name]
             nodes[name] = _node(spec, edges[name], nodes, externals, identify, nonces.get(name))
+            problems += [
+                Problem(spec.position(path), (*spec.path, *path), message)
+                for path, message in nodes[name].config.disagreements(nodes[name], nodes)
+            ]
+    raise_problems(problems)
     return Plan(recipe.name, nodes, recipe.values)
 
 
@@ -99,18 +122,21 @@ def _needed(targets: set[str], edges: Mapping[str, list[Edge]]) -> set[str]:
 
 def _identify_externals(
     recipe: Recipe, wanted: set[str], edges: Mapping[str, list[Edge]], identify_external: IdentifyExternal
-) -> tuple[dict[str, tuple[str | None, str]], list[Problem]]:
-    """Identities of all external references, each looked up once."""
-    known: dict[str, tuple[str | None, str]] = {}
+) -> tuple[dict[str, External], list[Problem]]:
+    """What is known of all external references, each looked up once, and what is wrong with them."""
+    known: dict[str, External] = {}
     problems = []
     for name, spec in recipe.stages.items():
         for edge in edges[name] if name in wanted else ():
-            if edge.external is None or edge.external in known:
+            if edge.external is None:
                 continue
             try:
-                known[edge.external] = identify_external(edge.external)
+                if edge.external not in known:
+                    known[edge.external] = identify_external(edge.external)
+                message = lacks(edge.external, edge.needs, known[edge.external].capabilities)
             except UserError as error:
                 message = f"{error.message} ({error.remedy})" if error.remedy else error.message
+            if message is not None:
                 problems.append(Problem(spec.position(edge.path), (*spec.path, *edge.path), message, edge.external))
     return known, problems
 
@@ -119,7 +145,7 @@ def _node(
     spec: StageSpec,
     edges: list[Edge],
     nodes: Mapping[str, Node],
-    externals: Mapping[str, tuple[str | None, str]],
+    externals: Mapping[str, External],
     identify: Identify,
     nonce: str | None,
 ) -> Node:
@@ -144,13 +170,13 @@ def _node(
     )
 
 
-def _input(edge: Edge, nodes: Mapping[str, Node], externals: Mapping[str, tuple[str | None, str]]) -> Input:
-    known = nodes[edge.stage].fingerprint if edge.stage is not None else externals[str(edge.external)][0]
+def _input(edge: Edge, nodes: Mapping[str, Node], externals: Mapping[str, External]) -> Input:
+    known = nodes[edge.stage].fingerprint if edge.stage is not None else externals[str(edge.external)].identity
     return Input(edge.key, edge.artifact, edge.stage, edge.output, edge.external, edge.kind, known)
 
 
 def _pending(
-    inputs: tuple[Input, ...], externals: Mapping[str, tuple[str | None, str]], digests: Mapping[str, str | None]
+    inputs: tuple[Input, ...], externals: Mapping[str, External], digests: Mapping[str, str | None]
 ) -> str | None:
     """Why a stage has no fingerprint yet, or None."""
     unknown = [source for source, digest in digests.items() if digest is None]
@@ -158,6 +184,6 @@ def _pending(
         return f"to index first: {', '.join(unknown)}"
     for reference in inputs:
         if reference.fingerprint is None and reference.external is not None:
-            return externals[reference.external][1] or f"{reference.external} is not known yet"
+            return externals[reference.external].unknown or f"{reference.external} is not known yet"
     waits = dict.fromkeys(i.stage for i in inputs if i.fingerprint is None and i.stage is not None)
     return f"waits for {', '.join(waits)}" if waits else None

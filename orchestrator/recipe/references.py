@@ -33,6 +33,7 @@ class Edge:
         stage: the stage it comes from, and `output` the name of that stage's output; None and "" if external.
         external: the reference as written, if external.
         kind: kind of the stage it comes from, or "external".
+        needs: capabilities that a model it means must have.
     """
 
     key: Path
@@ -42,6 +43,7 @@ class Edge:
     output: str
     external: str | None
     kind: str
+    needs: frozenset[str] = frozenset()
 
 
 def is_external(text: str) -> bool:
@@ -100,8 +102,8 @@ def _resolve(
             if not name or (scheme == "open_clip" and "/" not in name):
                 form = "open_clip:ARCHITECTURE/WEIGHTS" if scheme == "open_clip" else f"{scheme}:NAME"
                 return refuse(f"'{reference}' is not complete; it is written {form}")
-            return Edge(key, path, "Model", None, "", str(reference), "external")
-        return Edge(key, path, wanted.__name__, None, "", str(reference), "external")
+            return Edge(key, path, "Model", None, "", str(reference), "external", reference.needs)
+        return Edge(key, path, wanted.__name__, None, "", str(reference), "external", reference.needs)
     source_name, output = _target(reference, stages)
     if source_name is None:
         choices = [*_offering(wanted, stages), *stages]
@@ -117,11 +119,20 @@ def _resolve(
     if not issubclass(outputs[output], wanted):
         message = f"'{reference}' is a {outputs[output].__name__} (made by {_a(source.kind)} stage)"
         return refuse(f"{message}; {_a(wanted.__name__)} is wanted", None, _offering(wanted, stages))
-    lacking = sorted(reference.needs - source.config.capabilities()) if source.config is not None else []
-    if lacking and outputs[output] is Model:
-        can = ", ".join(sorted(source.config.capabilities())) or "nothing that is declared"
-        return refuse(f"the model '{reference}' cannot {' or '.join(lacking)}, which is needed here; it can: {can}")
-    return Edge(key, path, outputs[output].__name__, source_name, output, None, source.kind)
+    if source.config is not None and outputs[output] is Model:
+        lacking = lacks(reference, reference.needs, source.config.capabilities())
+        if lacking is not None:
+            return refuse(lacking)
+    return Edge(key, path, outputs[output].__name__, source_name, output, None, source.kind, reference.needs)
+
+
+def lacks(reference: str, needs: Collection[str], can: Collection[str]) -> str | None:
+    """What a model cannot do though it is needed, as a sentence; None if it can do all of it."""
+    lacking = sorted(set(needs) - set(can))
+    if not lacking:
+        return None
+    known = ", ".join(sorted(can)) or "nothing that is declared"
+    return f"the model '{reference}' cannot {' or '.join(lacking)}, which is needed here; it can: {known}"
 
 
 def _stage_of(reference: str) -> str | None:

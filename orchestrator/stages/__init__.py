@@ -14,6 +14,7 @@ KINDS = Table(
         "pretrain": "orchestrator.stages.train.config:Pretrain",
         "distill": "orchestrator.stages.train.config:Distill",
         "finetune": "orchestrator.stages.train.config:Finetune",
+        "embed": "orchestrator.stages.embed.config:EmbedStage",
         "evaluate": "orchestrator.stages.evaluate.config:EvaluateStage",
     },
 )

@@ -9,12 +9,12 @@ a crash and must then go on from its last checkpoint, if it keeps any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from orchestrator.plan.types import Resources
+from orchestrator.plan.types import Node, Resources
 from orchestrator.recipe.schema import Artifact, Config, Execution
 from orchestrator.store.artifacts import Handle, Store
 from orchestrator.store.checkpoints import CheckpointStore
@@ -66,6 +66,13 @@ class StageConfig(Config):
     def external_sources(self) -> list[str]:
         """Data outside the store that must be identified by content before the stage has a fingerprint."""
         return []
+
+    def disagreements(self, node: Node, nodes: Mapping[str, Node]) -> Iterable[tuple[tuple[str | int, ...], str]]:
+        """What does not fit between this stage and those it reads: (field, what is wrong and what to do) of each.
+
+        Asked when the recipe is compiled: `node` is this stage, `nodes` has all those before it by name.
+        """
+        return ()
 
     def work(self) -> float | None:
         """Amount of work in the unit of `unit`, for time estimates; None if unknown before it runs."""

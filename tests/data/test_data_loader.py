@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+from collections import defaultdict
 
 import pytest
 import torch
 from data_shards import image, make_dataset, sample, write_samples, write_shard
+from PIL import Image
 
 from orchestrator.data.batch import Batch, Views
 from orchestrator.data.captions import CaptionPolicy
@@ -15,6 +18,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.loader import Loader
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.data.transforms import Augment
+from orchestrator.data.views import Shown, ViewMaker
 from orchestrator.errors import DataError
 
 BATCH = 8
@@ -29,17 +33,19 @@ def dataset(tmp_path) -> Dataset:
     return make_dataset(tmp_path, str(write_samples(tmp_path / "pets", range(27), 3, facts)))
 
 
+SETTINGS = {
+    "batch": BATCH,
+    "seed": 0,
+    "views": Views(images=2, captions=2),
+    "augment": Augment(scale=[0.5, 1.0], flip=0.5, background="random"),
+    "captions": CaptionPolicy(slots={"original": 1.0, "keywords": 1.0}),
+    "preprocess": Preprocess(image_size=8),
+    "tokenizer": Tokenizer(),
+}
+
+
 def batches(dataset: Dataset, count: int = 5, **options) -> list[Batch]:
-    settings = {
-        "batch": BATCH,
-        "seed": 0,
-        "views": Views(images=2, captions=2),
-        "augment": Augment(scale=[0.5, 1.0], flip=0.5, background="random"),
-        "captions": CaptionPolicy(slots={"original": 1.0, "keywords": 1.0}),
-        "preprocess": Preprocess(image_size=8),
-        "tokenizer": Tokenizer(),
-    }
-    with Loader(dataset, **{**settings, **options}) as loader:
+    with Loader(dataset, **{**SETTINGS, **options}) as loader:
         return list(itertools.islice(loader, count))
 
 
@@ -131,6 +137,102 @@ def test_bad_samples_within_the_limit_are_replaced_the_same_way_by_everybody(dam
     bad = {s.uid for s in damaged.read(range(len(damaged))) if "broken" in s.captions[0].text}
     seen = {uid for batch in allowed for uid in batch.uids}
     assert (len(bad), seen & bad, len(seen)) == (2, set(), 26)
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Dataset:
+    """200 samples, every other one a JPEG larger than the views: more than a thread prepares at a time."""
+    members = []
+    for number in range(200):
+        picture = Image.new("RGB", (20 + number % 7, 24), (number, 255 - number, 99))
+        picture.paste((number % 5 * 50, 7, 200), (number % 16, 4, 20, 16))
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG" if number % 2 else "PNG")
+        name = f"{number:04d}"
+        members += [(f"{name}.{'jpg' if number % 2 else 'png'}", stream.getvalue()), (f"{name}.txt", name.encode())]
+    write_shard(tmp_path / "photographs/00000.tar", members)
+    return make_dataset(tmp_path, str(tmp_path / "photographs"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": 3},
+        {"cache_bytes": 0, "threads": 2},
+        {"cache_bytes": 20_000},
+        {"prefetch_bytes": 0},
+        {"prefetch_bytes": 200_000, "threads": 4},
+    ],
+)
+def test_threads_cache_and_memory_do_not_change_what_is_seen_of_photographs(photographs, options):
+    wanted = batches(photographs, 4, batch=150)
+    assert all(map(same, wanted, batches(photographs, 4, batch=150, **options)))
+    halves = [batches(photographs, 4, batch=150, rank=rank, size=2) for rank in range(2)]
+    assert all(torch.equal(w.images[1], torch.cat([h.images[1] for h in pair])) for w, *pair in zip(wanted, *halves))
+
+
+@pytest.mark.parametrize(("prefetch_bytes", "ahead"), [(0, 1), (2 * 2 * BATCH * 3 * 8 * 8, 2), (1 << 30, 4)])
+def test_batches_ahead_are_bounded_in_bytes_and_number(dataset, monkeypatch, prefetch_bytes, ahead):
+    """Counted while the consumer has the first batch: those begun, less that one."""
+    begun = []
+    monkeypatch.setattr(
+        Loader, "_begin", lambda self, start, begin=Loader._begin: begun.append(start) or begin(self, start)
+    )
+    batches(dataset, 1, threads=3, prefetch_bytes=prefetch_bytes)
+    assert begun == [BATCH * number for number in range(ahead + 1)]
+
+
+def test_a_batch_that_is_kept_is_never_written_again(dataset):
+    kept = batches(dataset, 30)
+    copies = [(batch.images[0].clone(), batch.images[1].clone()) for batch in kept]
+    with_others_dropped = [batch.images[0][2:4] for batch in batches(dataset, 30)]
+    assert all(torch.equal(b.images[v], c[v]) for b, c in zip(kept, copies) for v in range(2))
+    assert all(torch.equal(piece, b.images[0][2:4]) for piece, b in zip(with_others_dropped, kept))
+
+
+def test_pixels_memory_is_used_again(dataset):
+    places = set()
+    with Loader(dataset, **{**SETTINGS, "views": Views()}) as loader:
+        for batch in itertools.islice(loader, 40):
+            places.add(batch.images[0].data_ptr())
+            del batch
+    assert len(places) < 10
+
+
+class Stored:
+    """Features of three stored views: the view's number, and the first byte of the uid."""
+
+    num_views, seed = 3, 77
+    augment = Augment(scale=[0.3, 0.6], flip=0.5)
+    captions = CaptionPolicy(slots={"keywords": 1.0})
+
+    def features(self, uids, views):
+        values = [[float(view), float(int(uid[:2], 16))] for uid, view in zip(uids, views)]
+        return {"image": torch.tensor(values), "text": -torch.tensor(values)}
+
+
+def test_stored_views_decide_what_is_seen_and_come_with_their_features(dataset):
+    stored = Stored()
+    maker = ViewMaker(stored.seed, stored.augment, stored.captions, Preprocess(image_size=8), Tokenizer())
+    rows = {uid: row for row, uid in enumerate(dataset.uids)}
+    views: dict[str, list[int]] = defaultdict(list)
+    for batch in batches(dataset, 12, stored=stored, threads=2, seed=5):
+        assert set(batch.embeddings) == {"image", "text"}
+        numbers = [int(number) for number in batch.embeddings["image"][:, 0]]
+        assert torch.equal(batch.embeddings["image"], -batch.embeddings["text"])
+        samples = dataset.read([rows[uid] for uid in batch.uids])
+        shown = [Shown(n, s.uid, maker.decode(s.image), s.captions) for n, s in zip(numbers, samples)]
+        for view in range(2):
+            assert torch.equal(batch.images[view], maker.images(shown, view))
+            assert torch.equal(batch.tokens[view], maker.tokens(shown, view))
+        for uid, number in zip(batch.uids, numbers):
+            views[uid].append(number)
+    assert {number for seen in views.values() for number in seen} == {0, 1, 2}
+
+
+def test_the_order_with_stored_views_is_that_without(dataset):
+    pairs = zip(batches(dataset, 5), batches(dataset, 5, stored=Stored()))
+    assert all(plain.uids == with_features.uids for plain, with_features in pairs)
 
 
 def test_bad_samples_are_counted_once_each(damaged):

@@ -11,10 +11,11 @@ import pytest
 from toy_recipe_kinds import KINDS
 
 from orchestrator.errors import UserError
-from orchestrator.plan.compile import compile
+from orchestrator.plan.compile import External, compile
 from orchestrator.recipe.errors import RecipeError
 from orchestrator.recipe.load import load
 
+ALL = frozenset({"encode_image", "encode_text", "score"})
 RECIPE = """\
 stages:
   scores: {kind: evaluate, models: [teacher, arms, "open_clip:ViT-B-32/openai"], data: pairs}
@@ -28,7 +29,9 @@ stages:
 
 @pytest.fixture
 def plan(tmp_path):
-    def plan(*overrides, identify=lambda source: f"digest-{source}", external=lambda ref: (f"id-{ref}", ""), **kwargs):
+    def plan(
+        *overrides, identify=lambda source: f"digest-{source}", external=lambda r: External(f"id-{r}", ALL), **kwargs
+    ):
         file = tmp_path / "r.yaml"
         file.write_text(RECIPE)
         return compile(load(file, overrides, kinds=KINDS), identify, external, **kwargs)
@@ -77,7 +80,7 @@ def test_the_place_of_data_is_no_identity_but_their_content_is(plan):
 
 
 def test_external_weights_count_by_their_content(plan):
-    other = plan(external=lambda ref: ("new" if ref.startswith("hf") else f"id-{ref}", ""))
+    other = plan(external=lambda ref: External("new" if ref.startswith("hf") else f"id-{ref}", ALL))
     assert prints(other)["clean"] != prints(plan())["clean"]
 
 
@@ -93,7 +96,7 @@ def test_data_that_are_not_indexed_leave_all_that_follows_pending(plan):
 
 
 def test_an_external_model_that_is_not_known_yet_leaves_its_stage_pending(plan):
-    found = plan(external=lambda ref: (None, f"to download first: {ref}"))
+    found = plan(external=lambda ref: External(None, ALL, f"to download first: {ref}"))
     assert found.nodes["clean"].pending == "to download first: hf-hub:org/judge"
 
 
@@ -105,6 +108,23 @@ def test_external_models_that_cannot_be_had_are_all_said_with_their_positions(pl
         plan(external=missing)
     assert [p.line for p in caught.value.problems] == [2, 5]
     assert "pip install weights" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("can", "lines"),
+    [({"encode_image", "encode_text"}, []), ({"encode_image"}, [5]), ({"encode_text"}, [2, 5]), (set(), [2, 5])],
+)
+def test_an_external_model_is_refused_at_every_place_that_needs_what_it_cannot_do(plan, can, lines):
+    def external(reference):
+        return External(reference, frozenset(can))
+
+    if not lines:
+        assert plan(external=external).nodes["clean"].fingerprint is not None
+        return
+    with pytest.raises(RecipeError, match="which is needed here; it can: ") as caught:
+        plan(external=external)
+    assert [problem.line for problem in caught.value.problems] == lines
+    assert list(plan(until=["apart"], external=external).nodes) == ["apart"]
 
 
 def test_until_keeps_a_stage_and_what_it_needs(plan):
@@ -136,8 +156,8 @@ started = time.perf_counter()
 sys.path.insert(0, sys.argv[2])
 from toy_recipe_kinds import KINDS
 from orchestrator.recipe.load import load
-from orchestrator.plan.compile import compile
-plan = compile(load(sys.argv[1], kinds=KINDS), lambda s: "d", lambda r: ("i", ""))
+from orchestrator.plan.compile import External, compile
+plan = compile(load(sys.argv[1], kinds=KINDS), lambda s: "d", lambda r: External("i"))
 heavy = {"torch", "ray", "mlflow", "pyarrow", "numpy", "pandas", "boto3"} & set(sys.modules)
 print(len(plan.nodes), sorted(heavy), time.process_time())
 """

@@ -5,11 +5,14 @@ here.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from stages_train_tiny import MODEL, make_store, run_stage
@@ -18,6 +21,7 @@ from orchestrator.engine import cluster
 from orchestrator.models.artifact import load
 from orchestrator.plan.types import Resources
 from orchestrator.stages.train.config import Pretrain
+from orchestrator.store.checkpoints import CheckpointStore
 from orchestrator.store.events import EventReader
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -44,7 +48,9 @@ def ray_cluster(tmp_path_factory):
     patch.setenv("PYTHONPATH", HERE)
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         patch.delenv(name, raising=False)
+    sigterm = signal.getsignal(signal.SIGTERM)
     connection = cluster.connect(num_cpus=2)
+    assert signal.getsignal(signal.SIGTERM) is sigterm  # ray.init leaves one of its own in a library's process
     import ray
 
     yield ray
@@ -111,3 +117,42 @@ def test_two_workers_train_what_one_trains_and_tell_it_through_the_store(ray_clu
     told = EventReader(store.storage, "2" * 64).poll()
     assert [event["samples"] for event in told if event["type"] == "report"] == [16, 32, 48]
     assert not [info.key for info in store.storage.list(f"work/{'2' * 64}") if "/workers-" in info.key]
+
+
+def ranks() -> list[psutil.Process]:
+    """Ray Train's worker processes on this cluster; Ray calls them by what they did last."""
+    children = psutil.Process(cluster.recorded().pid).children(recursive=True)
+    return [process for process in children if "".join(process.cmdline()).startswith("ray::RayTrainWorker")]
+
+
+def test_a_rank_that_is_told_to_end_stops_all_with_a_checkpoint_from_which_the_training_goes_on(
+    ray_cluster, stored, tmp_path
+):
+    store, data = stored
+    settings = {"workers": 2, "steps": 300, "report_every": 20, "checkpoint_every": 20}
+    places = CheckpointStore(store.storage, "3" * 64, 1)
+    told: list[psutil.Process] = []
+
+    def tell() -> None:
+        while not told and not over.wait(0.05):
+            if places.latest() is not None:
+                told.append(ranks()[-1])
+                told[0].terminate()
+
+    over = threading.Event()
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        done = train(store, data, tmp_path, "3" * 64, **settings)
+    finally:
+        over.set()
+        thread.join()
+    assert told
+    assert done.outcome.stopped == "preempted"
+    kept = places.latest()
+    assert kept is not None
+    assert kept.samples == done.outcome.summary["samples"] < 300 * COMMON["batch"]
+    resumed = train(store, data, tmp_path, "3" * 64, generation=2, **settings)
+    assert resumed.outcome.summary["resumed_at_samples"] == kept.samples
+    reports = [e["samples"] for e in EventReader(store.storage, "3" * 64).poll() if e["type"] == "report"]
+    assert reports == list(range(160, 300 * 8 + 1, 160))

@@ -5,7 +5,7 @@ come from under `init:`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import model_validator
@@ -14,8 +14,10 @@ from orchestrator.data import TRANSFORMS_VERSION
 from orchestrator.methods import METHODS
 from orchestrator.methods.config import MethodConfig
 from orchestrator.models.config import Init, ModelSpec
-from orchestrator.recipe.schema import Artifact, Dataset, Model, OneOf, Ref
+from orchestrator.plan.types import Input, Node
+from orchestrator.recipe.schema import Artifact, Dataset, Embeddings, Model, OneOf, Ref
 from orchestrator.stages.base import ResourceConfig, StageConfig
+from orchestrator.stages.embed.config import EmbedStage
 from orchestrator.training import LOOP_VERSION
 from orchestrator.training.config import TrainSettings
 
@@ -91,6 +93,7 @@ class TrainStage(TrainSettings, StageConfig):
             "micro_batch": None,
             "warmup_steps": min(self.warmup_steps, 1),
             "precision": "fp32",
+            "compile": False,
             "report_every": 1,
             "resources": ResourceConfig(),
         }
@@ -113,8 +116,41 @@ class Distill(TrainStage):
 
     teacher: Teacher
     """The model to learn from. In a progressive chain it stays the original one; weights come through `init`."""
+    teacher_features: Ref[Embeddings] | None = None
+    """The teacher's features, computed once by an `embed` stage; the student then sees the views stored there in turn,
+    one an epoch, by their augmentation and captions. Default: the teacher runs beside the student."""
     method: Annotated[MethodConfig, OneOf(METHODS)] = "tinyclip"
     """Training method, as its name or with its options: `{tinyclip: {...}}`."""
+
+    def disagreements(self, node: Node, nodes: Mapping[str, Node]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Stored features are of this teacher and these samples, and decide what is done to images and captions."""
+        inputs = {source.key: source for source in node.inputs}
+        stored = inputs.get("teacher_features")
+        made = nodes.get(stored.stage) if stored is not None and stored.stage is not None else None
+        if made is None or not isinstance(made.config, EmbedStage):
+            return
+        made_of = {source.key: source for source in made.inputs}
+        for mine, theirs in (("teacher", "model"), ("data", "data")):
+            if _target(inputs[mine]) != _target(made_of[theirs]):
+                message = f"'{made.name}' is made of the {theirs} {_name(made_of[theirs])}, but {mine} is here"
+                yield ("teacher_features",), f"{message} {_name(inputs[mine])}; give both the same"
+        if made.config.split != "train":
+            yield ("teacher_features",), f"'{made.name}' has no features of the training samples; remove its `split`"
+        if not made.config.views:
+            message = f"'{made.name}' has the view of evaluation only (views: 0)"
+            yield ("teacher_features",), f"{message}; give it `views: 4`, or as many as the training has epochs"
+        for name in ("augment", "captions"):
+            if name in self.model_fields_set:
+                yield (name,), f"is decided by the views stored in '{made.name}'; write it there and remove it here"
+
+
+def _target(source: Input) -> tuple[str | None, str]:
+    """What an input resolves to, as far as it is known."""
+    return source.fingerprint or source.stage or source.external, source.output
+
+
+def _name(source: Input) -> str:
+    return f"'{source.stage or source.external}'"
 
 
 class Finetune(TrainStage):

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from orchestrator.errors import OrchError
 from orchestrator.io.storage import Storage
 from orchestrator.stages.base import Outcome, StageContext
+from orchestrator.stages.preemption import PREEMPTED, Notice, node_is_draining
 from orchestrator.stages.train.config import TrainStage
 from orchestrator.stages.train.worker import TrainJob, TrainResult, train
 from orchestrator.store.events import EventWriter
@@ -33,7 +34,7 @@ from orchestrator.training.distributed import current_world
 from orchestrator.training.types import World
 
 STOP_POLL_S = 1.0
-"""How often several workers look for a stop request in the store."""
+"""How often several workers look for a stop request in the store, and whether their nodes are being drained."""
 
 
 def run(ctx: StageContext) -> Outcome:
@@ -88,7 +89,7 @@ def _several(ctx: StageContext, job: TrainJob) -> TrainResult:
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=share
         ),
-        run_config=_run_config(ctx),
+        run_config=_run_config(ctx, callbacks=[_hears_sigterm()]),
     )
     try:
         with place.relayed(ctx.should_stop):
@@ -105,9 +106,9 @@ def _work(config: dict[str, Any]) -> Any:
     import ray.train.torch
 
     job, place = config["job"], config["place"]
-    world = current_world(ray.train.torch.get_device())
+    world, local_rank = current_world(ray.train.torch.get_device()), ray.train.get_context().get_local_rank()
     events = EventWriter(place.storage, job.checkpoints.fingerprint, job.checkpoints.generation)
-    with tempfile.TemporaryDirectory() as folder, events, place.watched(world.rank) as should_stop:
+    with tempfile.TemporaryDirectory() as folder, events, place.watched(world.rank, local_rank) as should_stop:
         result = train(job, world, events, should_stop, Path(folder))
         if world.rank == 0:
             place.give(Path(folder))
@@ -163,20 +164,21 @@ class _Exchange:
         self.storage.delete(f"{self._root}/stop")
 
     @contextmanager
-    def watched(self, rank: int) -> Iterator[Callable[[], str | None]]:
-        """While inside, a function that tells the first rank the stop request; the loop tells the others."""
+    def watched(self, rank: int, local_rank: int) -> Iterator[Callable[[], str | None]]:
+        """While inside, a function that tells this rank's reason to stop; the loop tells the others.
+
+        The first rank hears the stage's request, a node's first rank that its node is being drained, each its SIGTERM.
+        """
         over, reasons = threading.Event(), []
 
         def watch() -> None:
-            while rank == 0 and not over.wait(STOP_POLL_S):
-                try:
-                    reasons.append(self.storage.get(f"{self._root}/stop").decode())
-                except FileNotFoundError:
-                    continue
-                return
+            while (rank == 0 or local_rank == 0) and not reasons and not over.wait(STOP_POLL_S):
+                with suppress(FileNotFoundError):
+                    reasons.extend([self.storage.get(f"{self._root}/stop").decode()] if rank == 0 else ())
+                reasons.extend([PREEMPTED] if local_rank == 0 and node_is_draining() else ())
 
-        with _thread(watch, over):
-            yield lambda: reasons[0] if reasons else None
+        with _thread(watch, over), Notice.installed().heeded() as told:
+            yield lambda: reasons[0] if reasons else told()
 
 
 @contextmanager
@@ -190,7 +192,18 @@ def _thread(target: Callable[[], None], over: threading.Event) -> Iterator[None]
         thread.join()
 
 
-def _run_config(ctx: StageContext) -> Any:
+def _hears_sigterm() -> Any:
+    """Puts a `Notice` into each worker: its training thread may not, and Ray's main thread does nothing else."""
+    from ray.train.v2._internal.execution.callback import WorkerCallback
+
+    class HearsSigterm(WorkerCallback):
+        def after_init_train_context(self) -> None:
+            Notice.installed()
+
+    return HearsSigterm()
+
+
+def _run_config(ctx: StageContext, callbacks: Sequence[Any] = ()) -> Any:
     """A name of this attempt alone (Ray would resume an old one), by which a person finds the stage; no storage of
     worth.
     """
@@ -198,7 +211,10 @@ def _run_config(ctx: StageContext) -> Any:
 
     name = f"{ctx.stage}-{ctx.fingerprint[:8]}-{ctx.checkpoints.generation}-{secrets.token_hex(2)}"
     return RunConfig(
-        name=name, storage_path=str(ctx.scratch.absolute() / "ray"), failure_config=FailureConfig(max_failures=0)
+        name=name,
+        storage_path=str(ctx.scratch.absolute() / "ray"),
+        failure_config=FailureConfig(max_failures=0),
+        callbacks=list(callbacks),
     )
 
 

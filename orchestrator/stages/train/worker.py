@@ -18,11 +18,15 @@ from typing import Any
 import torch
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.embeddings import StoredViews
 from orchestrator.data.loader import Loader
 from orchestrator.data.preprocess import Preprocess, Tokenizer
-from orchestrator.models import artifact
+from orchestrator.evaluation.validation import Validation
+from orchestrator.models import artifact, compute
+from orchestrator.models.clip import OpenClipModel
 from orchestrator.models.count import count
 from orchestrator.models.inheritance import inherit
+from orchestrator.models.locked import lock
 from orchestrator.models.open_clip_bridge import create
 from orchestrator.stages.base import EventSink
 from orchestrator.stages.models import load_input
@@ -36,6 +40,8 @@ from orchestrator.training.types import FitSpec, Report, World
 
 STATE = "state.pt"
 """The one file of a checkpoint."""
+WAITING = 0.1
+"""Share of the time above which waiting for data is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +78,25 @@ def train(
     """Train from the last checkpoint to the end, or until asked to stop. The first rank saves the Model into `out`."""
     torch.set_num_threads(job.threads)
     config = job.config
-    dataset = Dataset.open(job.inputs["data"])
+    everything = dataset = Dataset.open(job.inputs["data"])
     if "split" in dataset.columns:
         dataset = dataset.where(split="train")
     total = config.total_samples(len(dataset))
-    method, preprocess, tokenizer = _build(job, world, total)
+    stored = _stored_views(job, dataset)
+    method, preprocess, tokenizer = _build(job, world, total, stored)
     loaders: list[Loader] = []
 
     def loader(start: int) -> Loader:
-        loaders.append(_loader(job, dataset, method, preprocess, tokenizer, world, start))
+        loaders.append(_loader(job, dataset, method, preprocess, tokenizer, world, start, stored))
         return loaders[0]
 
     with checkpoint.BackgroundWriter(lambda samples, data: _keep(job, events, samples, data)) as writer:
         io = StageIO(job, world.rank, events, should_stop, writer, total)
-        reports = fit(FitSpec(config, total, preprocess.normalise), method, loader, world, io)
+        validate = _validation(job, everything, preprocess, tokenizer)
+        reports = fit(FitSpec(config, total, preprocess.normalise, validate), method, loader, world, io)
         report = deque(reports, maxlen=1).pop()
-    if report.final and world.rank == 0:
-        artifact.save(method.result(), preprocess, tokenizer, out)
+    if report.weights is not None and world.rank == 0:
+        artifact.save(method.result(), preprocess, tokenizer, out, report.weights)
     sizes = count(method.result())
     parameters = {"parameters": sizes.total, "parameters_without_token_table": sizes.without_token_table}
     summary = {
@@ -103,7 +111,18 @@ def train(
     return TrainResult(metrics, summary, report.stopped)
 
 
-def _build(job: TrainJob, world: World, total: int) -> tuple[Method, Preprocess, Tokenizer]:
+def _stored_views(job: TrainJob, dataset: Dataset) -> StoredViews | None:
+    """The teacher's features that an `embed` stage made of these samples, if the recipe has any."""
+    if "teacher_features" not in job.inputs:
+        return None
+    stored = StoredViews.open(job.inputs["teacher_features"])
+    stored.require(dataset.column("uid"))
+    return stored
+
+
+def _build(
+    job: TrainJob, world: World, total: int, stored: StoredViews | None
+) -> tuple[Method, Preprocess, Tokenizer]:
     """The method over the model with its initial weights, and how images and captions are prepared for it.
 
     Pixels are normalised as the teacher, else the model whose weights are taken, was trained to see them.
@@ -116,11 +135,15 @@ def _build(job: TrainJob, world: World, total: int) -> tuple[Method, Preprocess,
     if config.init is not None:
         source, preprocess, _ = load_input(job.inputs, job.names, "init.from", "cpu")
         inherit(model, source, config.init.mode)
-    if "teacher" in job.names:
+    if stored is not None:
+        teacher_preprocess, teacher_tokenizer = stored.about.preprocess, stored.about.tokenizer
+        preprocess = teacher_preprocess
+    elif "teacher" in job.names:
         found = load_input(job.inputs, job.names, "teacher", world.device)
         teacher, teacher_preprocess, teacher_tokenizer = found
         preprocess = teacher_preprocess
     preprocess = dataclasses.replace(preprocess, image_size=config.model.image_size)
+    _arrange(model, config)
     build = Build(
         model=model.to(world.device),
         teacher=teacher,
@@ -132,10 +155,39 @@ def _build(job: TrainJob, world: World, total: int) -> tuple[Method, Preprocess,
         tokenizer=tokenizer,
         teacher_preprocess=teacher_preprocess,
         teacher_tokenizer=teacher_tokenizer,
+        stored=stored,
     )
     module, _, name = config.method.runner.partition(":")
     method = getattr(importlib.import_module(module), name)(config.method, build)
     return method.to(world.device), preprocess, tokenizer
+
+
+def _arrange(model: OpenClipModel, config: TrainStage) -> None:
+    """Freeze what is to stay, and choose how the network computes: the settings that no saved model knows of."""
+    lock(model, **config.locked.model_dump())
+    if config.patch_dropout is not None:
+        compute.set_patch_dropout(model, config.patch_dropout)
+    if config.recompute:
+        compute.recompute_activations(model)
+    if config.resources.gpus:
+        compute.use_channels_last(model)
+    if config.compile:
+        compute.compile_blocks(model)
+
+
+def _validation(job: TrainJob, data: Dataset, preprocess: Preprocess, tokenizer: Tokenizer) -> Validation | None:
+    wanted = job.config.validation
+    if wanted is None:
+        return None
+    return Validation(
+        data,
+        preprocess,
+        tokenizer,
+        split=wanted.split,
+        limit=wanted.limit,
+        group=wanted.batch,
+        threads=job.threads,
+    )
 
 
 def _loader(
@@ -146,6 +198,7 @@ def _loader(
     tokenizer: Tokenizer,
     world: World,
     start: int,
+    stored: StoredViews | None,
 ) -> Loader:
     config = job.config
     return Loader(
@@ -157,10 +210,12 @@ def _loader(
         captions=config.captions,
         preprocess=preprocess,
         tokenizer=tokenizer,
+        stored=stored,
         rank=world.rank,
         size=world.size,
         start=start,
         threads=job.threads,
+        pin=world.device.type == "cuda",
         max_bad_samples=config.max_bad_samples,
     )
 
@@ -185,6 +240,7 @@ class StageIO:
     ) -> None:
         self._job, self._rank, self._events, self._writer, self._total = job, rank, events, writer, total
         self._should_stop = should_stop
+        self._waits = 0
 
     def save(self, samples: int, state: Mapping[str, Any]) -> None:
         self._writer.save(samples, state)
@@ -200,6 +256,17 @@ class StageIO:
     def report(self, report: Report) -> None:
         self._events.emit("report", samples=report.samples, metrics=dict(report.metrics))
         self._progress(report.samples)
+        self._warn_of_waiting(report.metrics.get("data_wait_share", 0.0))
+
+    def _warn_of_waiting(self, share: float) -> None:
+        """Say once what to change, when two reports in a row (the first fills caches) show a training that waits."""
+        self._waits = self._waits + 1 if share > WAITING else 0
+        if self._waits == 2:
+            self.message(
+                "warning",
+                f"{share:.0%} of the time goes into waiting for data: give the stage more `resources.cpus`, or shards "
+                "of smaller images",
+            )
 
     def phase(self, name: str) -> None:
         self._events.emit("phase", name=name)

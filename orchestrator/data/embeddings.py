@@ -1,0 +1,204 @@
+"""`Embeddings`: what a model makes of a data set's views, computed once and looked up by sample and view.
+
+Files of an Embeddings artifact, whose samples are in uid order:
+
+    embeddings.json   format, model and data (identities), split, count, views, seed, augment, captions; preprocess,
+                      tokenizer and scale of the model; array -> {file, rows, facets, dims, dtype, normalised}
+    uid.npy           [count, 16] uint8, sorted
+    image.npy         [count * views, facets, dims]: sample i's view k at row i * views + k
+    text.npy          [distinct captions, facets, dims], in the order in which samples and views first show them
+    text_rows.npy     [count * views] uint32: the row of text.npy for each sample's view
+
+A view is a number: the augmentation and the caption that the draws (seed, purpose, view, uid) choose, so a student
+that makes the pixels anew sees what its teacher saw. `views: 0` is the one view of evaluation: centre crop, first
+caption. The layout takes what is to come: arrays may be missing (text alone), an array with `rows` stores equal inputs
+once, several facets describe one caption, codes are an array of dtype uint16, and captions by slot are views.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.data import TRANSFORMS_VERSION
+from orchestrator.data.captions import CaptionPolicy
+from orchestrator.data.preprocess import Preprocess, Tokenizer
+from orchestrator.data.transforms import Augment
+from orchestrator.errors import StageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.store.artifacts import Handle
+
+FORMAT = 1
+DESCRIPTION = "embeddings.json"
+UIDS = "uid.npy"
+DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
+KEY = np.dtype("S16")
+"""A uid's 16 bytes as one value, which sorts as its hex digits do."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What embeddings were made of, and how: all that a student needs to see the same views.
+
+    Attributes:
+        model, data: identities (a stage's fingerprint, or what identifies an external model).
+        split: value of the data's column `split`, or None for all samples.
+        views: views a sample, drawn with `seed`, `augment` and `captions`; 0 is the evaluation view.
+        preprocess, tokenizer: the model's.
+        scale: the multiplier of similarities that the model was trained with; None if it has none.
+    """
+
+    model: str
+    data: str
+    split: str | None
+    views: int
+    seed: int
+    augment: Augment
+    captions: CaptionPolicy
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    scale: float | None
+
+    @property
+    def stored_views(self) -> int:
+        """Views a sample that are in the arrays."""
+        return max(1, self.views)
+
+
+class Array:
+    """One array of features being written: a file of its final size, filled row by row in any order.
+
+    `rows` [count * views]: the array's row of each sample's view; None where each has its own.
+    """
+
+    def __init__(self, out: Path, name: str, size: int, dims: int, dtype: str, rows: np.ndarray | None = None) -> None:
+        self.name, self.rows = name, rows
+        shape = (size, 1, dims)
+        self.values = np.lib.format.open_memmap(out / f"{name}.npy", "w+", DTYPES[dtype], shape)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def close(self, out: Path) -> dict[str, Any]:
+        """Finish the files; this array's part of embeddings.json."""
+        self.values.flush()
+        if self.rows is not None:
+            np.save(out / f"{self.name}_rows.npy", self.rows.astype("<u4"))
+        _, facets, dims = self.values.shape
+        return {
+            "file": f"{self.name}.npy",
+            "rows": None if self.rows is None else f"{self.name}_rows.npy",
+            "facets": facets,
+            "dims": dims,
+            "dtype": self.values.dtype.name,
+            "normalised": True,
+        }
+
+
+def finish(out: Path, about: About, uids: np.ndarray, arrays: Sequence[Array]) -> None:
+    """Write everything but the features: ids [n, 16] uint8 in order, rows, and the description."""
+    np.save(out / UIDS, np.ascontiguousarray(uids))
+    description = {
+        "format": FORMAT,
+        "transforms": TRANSFORMS_VERSION,
+        "count": len(uids),
+        **asdict(about),
+        "augment": about.augment.model_dump(mode="json"),
+        "captions": about.captions.model_dump(mode="json"),
+        "arrays": {array.name: array.close(out) for array in arrays},
+    }
+    (out / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+
+
+class StoredViews:
+    """Opened Embeddings: the features of any samples' views, from memory-mapped files. Thread-safe.
+
+    `about` says which views they are; `num_views`, `seed`, `augment` and `captions` are its.
+    """
+
+    def __init__(self, about: About, uids: np.ndarray, arrays: Mapping[str, tuple[np.ndarray, np.ndarray | None]]):
+        self.about = about
+        self.num_views, self.seed = about.views, about.seed
+        self.augment, self.captions = about.augment, about.captions
+        self._keys = np.ascontiguousarray(uids).view(KEY)[:, 0]
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, source: Handle | Path) -> StoredViews:
+        """Open a finished artifact, or a folder with its files; StageError if this version cannot read them."""
+
+        def path(name: str) -> Path:
+            return source / name if isinstance(source, Path) else source.local(name)
+
+        read = json.loads(path(DESCRIPTION).read_text())
+        if read["format"] != FORMAT or read["transforms"] != TRANSFORMS_VERSION:
+            raise StageError(
+                f"embeddings of format {read['format']}, made of views of version {read['transforms']}; "
+                f"this version of orch has {FORMAT} and {TRANSFORMS_VERSION}",
+                "Compute them again: submit the recipe with its `embed` stage.",
+            )
+        arrays = {
+            name: (_mapped(path(array["file"])), None if array["rows"] is None else _mapped(path(array["rows"])))
+            for name, array in read["arrays"].items()
+        }
+        return cls(_about(read), np.load(path(UIDS)), arrays)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._keys)
+
+    def require(self, uids: np.ndarray) -> None:
+        """StageError unless all these samples are there: ids [n, 16] bytes, or pairs of numbers (`IDENTITY`)."""
+        self._places(np.ascontiguousarray(uids).view(np.uint8).reshape(len(uids), 16))
+
+    def features(self, uids: Sequence[str], views: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """Features of each sample's view, by array (`image`, `text`): [B, dims] float32, [B, facets, dims] of several.
+
+        `views` are below `num_views`, one a sample. StageError naming samples that the embeddings lack.
+        """
+        import torch
+
+        wanted = np.frombuffer(bytes.fromhex("".join(uids)), np.uint8).reshape(len(uids), 16)
+        at = self._places(wanted) * self.about.stored_views + np.asarray(views)
+        found = {}
+        for name, (values, rows) in self._arrays.items():
+            features = values[at if rows is None else rows[at]].astype(np.float32)
+            found[name] = torch.from_numpy(features[:, 0] if features.shape[1] == 1 else features)
+        return found
+
+    def _places(self, uids: np.ndarray) -> np.ndarray:
+        """Number of each sample [n, 16] uint8 among those stored."""
+        keys = np.ascontiguousarray(uids).view(KEY)[:, 0]
+        places = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
+        missing = np.flatnonzero(self._keys[places] != keys) if len(self._keys) else np.arange(len(keys))
+        if missing.size:
+            named = ", ".join(uids[place].tobytes().hex() for place in missing[:3].tolist())
+            raise StageError(
+                f"the embeddings have no features of {missing.size} of {len(keys)} samples "
+                f"({named}{', ...' if missing.size > 3 else ''}): they were made of another data set",
+                "Give the `embed` stage the same `data` as the stage that reads it.",
+            )
+        return places
+
+
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def _about(read: Mapping[str, Any]) -> About:
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in read["preprocess"].items()}
+    return About(
+        **{name: read[name] for name in ("model", "data", "split", "views", "seed", "scale")},
+        augment=Augment.model_validate(read["augment"]),
+        captions=CaptionPolicy.model_validate(read["captions"]),
+        preprocess=Preprocess(**settings),
+        tokenizer=Tokenizer(**read["tokenizer"]),
+    )
