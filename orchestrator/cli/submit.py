@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,11 @@ def submit(
 ) -> None:
     """Run what is not there yet of RECIPE.
 
-    Ctrl-C once: running stages checkpoint and stop; twice: now. Submitting again goes on from there.
+    Ctrl-C or SIGTERM once: running stages checkpoint and stop; twice: now. Submitting again goes on from there.
     """
     from orchestrator import api
 
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     result = api.submit(
         recipe,
         store=options.store_url(store),

@@ -16,8 +16,10 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -204,16 +206,28 @@ def connect(progress: Progress = lambda text: None, num_cpus: int | None = None)
 
         Config.initialize("")  # Ray read RAY_AUTH_MODE when it was imported, before it was set
     try:
-        context = ray.init(
-            address=address,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env=_runtime_env(address, local),
-        )
+        with _sigterm_kept():
+            context = ray.init(
+                address=address,
+                log_to_driver=False,
+                configure_logging=False,
+                runtime_env=_runtime_env(address, local),
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         remedy = "unset RAY_ADDRESS to use a local cluster" if local is None else "`orch cluster down`, then try again"
         raise UserError(f"cannot connect to Ray at {address}: {error}", remedy) from error
     return Connection(address, _url(context.dashboard_url), local)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """`ray.init` sets a SIGTERM handler for good: the process may have one of its own, or want none."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def disconnect(connection: Connection) -> None:

@@ -19,7 +19,10 @@ FINAL = ("cached", "done", "failed", "stopped", "skipped")
 
 @dataclass(frozen=True)
 class StageStatus:
-    """A stage at one moment. Times are Unix seconds; `reason` says why it is as it is, for people."""
+    """A stage at one moment. Times are Unix seconds; `reason` says why it is as it is, for people.
+
+    `attempts` counts all that began in this run; `preemptions` those that made way, `crashes` those that were lost.
+    """
 
     name: str
     kind: str
@@ -29,6 +32,8 @@ class StageStatus:
     remedy: str = ""
     generation: int | None = None
     attempts: int = 0
+    preemptions: int = 0
+    crashes: int = 0
     started: float | None = None
     finished: float | None = None
 

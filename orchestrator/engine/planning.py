@@ -13,7 +13,7 @@ from typing import cast
 
 from orchestrator.data.source import identify
 from orchestrator.errors import UserError
-from orchestrator.models.external import RANDOM, identify_external
+from orchestrator.models.external import RANDOM, describe_external
 from orchestrator.plan.compile import compile, named
 from orchestrator.plan.types import Plan
 from orchestrator.recipe.load import load
@@ -48,7 +48,7 @@ class Request:
         return compile(
             self.recipe,
             lambda source: identify(source, store),
-            lambda reference: (identify_external(reference), ""),
+            describe_external,
             until=self.until,
             rerun=self.rerun,
         )

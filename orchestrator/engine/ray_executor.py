@@ -4,6 +4,7 @@ An actor takes a second to come up and then serves one stage after another of th
 stage's name, so that the stage is found in Ray's dashboard. A one-worker stage computes in its actor, which reserves
 the stage's CPUs and GPUs. A stage of several workers only drives Ray Train from its actor, which reserves nothing: the
 trainer reserves for its workers. Idle actors give way when what they reserve is needed, and after a while in any case.
+An actor that is told to end (SIGTERM) or whose node is being drained serves no further stage.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ from orchestrator.engine.job import Done, Job, WorkerResult
 from orchestrator.engine.scheduler import Capacity
 from orchestrator.errors import OrchError
 from orchestrator.plan.types import Resources
+from orchestrator.stages.preemption import PREEMPTED, Notice, draining_nodes
 
 IDLE_S = 20.0
 """How long an idle actor is kept."""
 CAPACITY_EVERY_S = 2.0
+DRAIN_EVERY_S = 2.0
+"""How often the cluster is asked whether nodes are being drained."""
+ANSWER_S = 0.5
+"""How long an actor may take to say where it is; one that is not placed yet is asked again later."""
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the ranks look for themselves, and checkpoints are not Ray's
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """Ray Train's settings, read where a stage builds its trainer."""
@@ -42,16 +49,22 @@ class StageWorker:
         if os.path.isdir(directory):  # paths in messages and recipes mean what they mean to the person who submitted
             os.chdir(directory)
         self._stops: dict[str, str] = {}
+        self._notice = Notice.installed()
 
     def run(self, job: Job) -> WorkerResult:
         """Do a job in this process."""
         from orchestrator.engine.worker import run_stage
 
-        return run_stage(job, lambda: self._stops.get(job.attempt))
+        with self._notice.heeded() as told:
+            return run_stage(job, lambda: self._stops.get(job.attempt) or told())
 
     def stop(self, attempt: str, reason: str) -> None:
         """Make that attempt's `should_stop` say `reason`, whether it has begun or not."""
         self._stops[attempt] = reason
+
+    def node(self) -> str:
+        """Id of the Ray node this process is on."""
+        return ray.get_runtime_context().get_node_id()
 
 
 @dataclass(frozen=True)
@@ -72,13 +85,15 @@ class _Needs:
 
 @dataclass
 class _Slot:
-    """One warm actor, and the job it does."""
+    """One warm actor, and the job it does. `node` is asked for once a node is being drained."""
 
     actor: Any
     needs: _Needs
     job: Job | None = None
     future: Any = None
     idle_since: float = 0.0
+    node: Any = None
+    leaving: bool = False
 
 
 class RayExecutor:
@@ -93,6 +108,7 @@ class RayExecutor:
         self._slots: list[_Slot] = []
         self._capacity = Capacity(0)
         self._capacity_until = 0.0
+        self._next_drain_look = 0.0
 
     def capacity(self) -> Capacity:
         if time.monotonic() > self._capacity_until:
@@ -113,6 +129,7 @@ class RayExecutor:
 
     def poll(self, timeout_s: float) -> list[Done]:
         self._drop_idle()
+        self._leave_draining_nodes()
         busy = {slot.future: slot for slot in self._slots if slot.future is not None}
         if not busy:
             time.sleep(timeout_s)
@@ -162,6 +179,23 @@ class RayExecutor:
             if slot.job is None and time.monotonic() - slot.idle_since > IDLE_S:
                 self._drop(slot)
 
+    def _leave_draining_nodes(self) -> None:
+        """Ask the stages on nodes that are being drained to make way; idle actors there end."""
+        if time.monotonic() < self._next_drain_look:
+            return
+        self._next_drain_look = time.monotonic() + DRAIN_EVERY_S
+        draining = draining_nodes()
+        for slot in [slot for slot in self._slots if draining and not slot.leaving]:
+            slot.node = slot.node or slot.actor.node.remote()
+            placed, _ = ray.wait([slot.node], timeout=ANSWER_S)
+            if not placed or _node(slot) not in draining:
+                continue
+            slot.leaving = True
+            if slot.job is None:
+                self._drop(slot)
+            else:
+                self.stop(slot.job.stage, PREEMPTED)
+
     def _drop(self, slot: _Slot) -> None:
         ray.kill(slot.actor)
         self._slots.remove(slot)
@@ -175,7 +209,10 @@ class RayExecutor:
         stage, future = slot.job.stage, slot.future
         slot.job, slot.future, slot.idle_since = None, None, time.monotonic()
         try:
-            return Done(stage, ray.get(future, timeout=60))
+            result = ray.get(future, timeout=60)
+            if slot.leaving or (result.outcome is not None and result.outcome.stopped == PREEMPTED):
+                self._drop(slot)
+            return Done(stage, result)
         except OutOfMemoryError as error:
             remedy = "lower its batch or micro_batch, or raise resources.memory_gb"
             self._drop(slot)
@@ -188,6 +225,14 @@ class RayExecutor:
         except (RayTaskError, RayError) as error:  # a bug of ours: run_stage does not raise
             self._drop(slot)
             return Done(stage, WorkerResult(None, error=RuntimeError(str(error))))
+
+
+def _node(slot: _Slot) -> str | None:
+    """Where an actor that has answered is; None where it has died meanwhile."""
+    try:
+        return ray.get(slot.node)
+    except RayError:
+        return None
 
 
 def _first_line(error: Exception) -> str:

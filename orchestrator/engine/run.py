@@ -1,7 +1,8 @@
 """A submission from beginning to end: plan, index what is unknown, run what is missing, show it, say how to go on.
 
 Where everything is there already, nothing is started and Ray is not imported. Ctrl-C once lets running stages
-checkpoint and stop, twice ends them; either way submitting again goes on.
+checkpoint and stop, twice ends them; either way submitting again goes on. SIGTERM is the command's to handle
+(cli/submit.py makes it a Ctrl-C): a program that calls this as a library keeps its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from orchestrator.engine.local import LocalExecutor
-from orchestrator.engine.observe import Observers, RunResult
+from orchestrator.engine.observe import Observer, Observers, RunResult
 from orchestrator.engine.planning import Request, check_known, unknown_sources
 from orchestrator.engine.publish import code
 from orchestrator.engine.scheduler import Executor, Scheduler
@@ -59,7 +60,7 @@ def run(
         missing = [n for n in plan.nodes.values() if store.find(n.kind, str(n.fingerprint)) is None]
         chosen = place.executor() if missing else LocalExecutor(0)
         record = create_run(store, plan.name, yaml.safe_dump(dict(plan.recipe), sort_keys=False), describe(plan))
-        everyone = Observers([view, *observers], view.say)
+        everyone = Observers([view, *observers, *place.observers(record.id)], view.say)
         everyone.tell("run_started", plan, record.id, code().get("code", {}))
         scheduler = Scheduler(plan, store, chosen, record, everyone)
         with interrupts(scheduler.cancel, view.say):
@@ -100,6 +101,14 @@ class _Place:
             self._executor = RayExecutor(self._environment)
         return self._executor
 
+    def observers(self, run: str) -> list[Observer]:
+        """Who watches on behalf of the cluster, if there is one."""
+        if not self._connected:
+            return []
+        from orchestrator.engine.metrics import RayMetrics
+
+        return [RayMetrics(run)]
+
     def _connect(self) -> None:
         if self._connected:
             return
@@ -118,7 +127,7 @@ class _Place:
 
 @contextmanager
 def interrupts(cancel: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
-    """While inside, Ctrl-C and SIGTERM ask to stop; a third Ctrl-C is Python's own. Only in the main thread."""
+    """While inside, Ctrl-C asks to stop; a third Ctrl-C is Python's own. Only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,12 +145,11 @@ def interrupts(cancel: Callable[[], None], say: Callable[[str], None]) -> Iterat
             else "ending running stages now"
         )
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from orchestrator.engine.publish import manifest_of
 from orchestrator.engine.tail import Tail
 from orchestrator.errors import LeaseLostError, OrchError, UserError, WorkerLost
 from orchestrator.plan.types import Node, Plan, Resources
+from orchestrator.stages.base import Outcome
+from orchestrator.stages.preemption import PREEMPTED
 from orchestrator.store.artifacts import Manifest, Store
 from orchestrator.store.checkpoints import CheckpointStore
 from orchestrator.store.leases import Held, Lease, acquire
@@ -70,7 +72,7 @@ class Policy:
     """How often a stage that another submission makes is looked at."""
     grace_s: float = 60.0
     """From the request to stop until the process is ended."""
-    max_preemptions: int = 20
+    max_preemptions: int = 100
     cancel_file_s: float = 2.0
 
 
@@ -104,7 +106,7 @@ class Scheduler:
         self.status = {n.name: StageStatus(n.name, n.kind, n.fingerprint) for n in plan.nodes.values()}
         self.manifests: dict[str, Manifest] = {}
         self._attempts: dict[str, _Attempt] = {}
-        self._preemptions: dict[str, int] = {}
+        self._made_way: dict[str, Capacity] = {}
         self._next_look: dict[str, float] = {}
         self._cancels = 0
         self._dirty = True
@@ -181,6 +183,8 @@ class Scheduler:
     def _need(self, node: Node) -> Capacity | None:
         """What the stage takes of the budget, or None while that is not free."""
         capacity, wanted = self.executor.capacity(), node.resources
+        if (had := self._made_way.get(node.name)) is not None:  # its node may be gone: the executor waits for another
+            capacity = Capacity(max(capacity.cpus, had.cpus), max(capacity.gpus, had.gpus))
         if wanted.gpus > capacity.gpus:
             raise UserError(
                 f"stage '{node.name}' asks for {wanted.gpus:g} GPUs, the cluster has {capacity.gpus:g}",
@@ -279,7 +283,7 @@ class Scheduler:
             elif done.result.error is not None:
                 self._failed(node, done.result.error)
             elif done.result.outcome is not None and done.result.outcome.stopped is not None:
-                self._stopped(node, attempt.stop or done.result.outcome.stopped)
+                self._gave_up(node, attempt, done.result.outcome)
             else:
                 self._publish(node, attempt, done.result)
         except LeaseLostError:
@@ -308,18 +312,35 @@ class Scheduler:
             self._stopped(node, attempt.stop)
             return
         if done.preempted:
-            self._preemptions[node.name] = self._preemptions.get(node.name, 0) + 1
-        preemptions = self._preemptions.get(node.name, 0)
-        crashes = self.status[node.name].attempts - preemptions
-        retries = getattr(node.config, "retries", 0)
-        if preemptions > self.policy.max_preemptions or crashes > retries:
-            times = "once" if crashes + preemptions == 1 else f"{crashes + preemptions} times"
+            self._preempted(node, attempt, f"preempted ({done.died}), goes on from its last checkpoint")
+            return
+        crashes = self.status[node.name].crashes + 1
+        if crashes > getattr(node.config, "retries", 0):
+            times = "once" if crashes == 1 else f"{crashes} times"
             raise OrchError(
                 f"its worker process died {times}: {done.died}",
                 "it may have run out of memory: lower the batch or `micro_batch`; submitting again goes on",
             )
-        cause = "was preempted" if done.preempted else "died"
-        self._set(node, state="waiting", reason=f"its worker {cause} ({done.died}); going on from the last checkpoint")
+        reason = f"its worker died ({done.died}); going on from the last checkpoint"
+        self._set(node, state="waiting", reason=reason, crashes=crashes)
+
+    def _gave_up(self, node: Node, attempt: _Attempt, outcome: Outcome) -> None:
+        """A stage obeyed a stop request: ours, or its own machine's, which is no reason to end the run."""
+        reason = attempt.stop or outcome.stopped
+        if reason == PREEMPTED:
+            samples = outcome.summary.get("samples")
+            where = ", goes on" if samples is None else f" at {samples:,} samples, goes on from there"
+            self._preempted(node, attempt, f"preempted{where}")
+        else:
+            self._stopped(node, str(reason))
+
+    def _preempted(self, node: Node, attempt: _Attempt, reason: str) -> None:
+        """The stage made way for somebody else, cleanly or not: no failure, so its budget is a large one."""
+        times = self.status[node.name].preemptions + 1
+        if times > self.policy.max_preemptions:
+            raise OrchError(f"it was preempted {times} times", "submitting again goes on")
+        self._made_way[node.name] = attempt.need
+        self._set(node, state="waiting", reason=reason, preemptions=times)
 
     def _taken_over(self, node: Node) -> None:
         self._set(node, state="waiting", reason="another submission has taken it over")
@@ -327,9 +348,6 @@ class Scheduler:
     def _stopped(self, node: Node, reason: str) -> None:
         if reason == "lease lost":
             self._taken_over(node)
-        elif reason == "preempted":
-            self._preemptions[node.name] = self._preemptions.get(node.name, 0) + 1
-            self._set(node, state="waiting", reason="it was preempted; going on from the last checkpoint")
         else:
             self._set(node, state="stopped", reason=reason, remedy="submitting again goes on", finished=time.time())
             self.observers.tell("stage_failed", node, reason, True)

@@ -177,6 +177,8 @@ class LiveView(Observer):
         self._status[node.name] = status
         if status.state == "failed":
             self._message(f"{node.name}: {status.reason}" + (f"; {status.remedy}" if status.remedy else ""))
+        elif status.state == "waiting" and status.reason:
+            self._message(f"{node.name}: {status.reason}")
 
     def stage_event(self, node: Node, event: Mapping[str, Any]) -> None:
         self._progress.setdefault(node.name, Progress()).take(event)

@@ -23,7 +23,8 @@ from typing import Any
 
 from orchestrator.engine.job import Job, WorkerResult
 from orchestrator.errors import OrchError, StageError, WorkerLost
-from orchestrator.stages.base import StageContext
+from orchestrator.stages.base import Outcome, StageContext
+from orchestrator.stages.preemption import PREEMPTED
 from orchestrator.store.artifacts import Store
 from orchestrator.store.checkpoints import CheckpointStore
 from orchestrator.store.events import EventWriter
@@ -59,7 +60,7 @@ def run_stage(job: Job, should_stop: ShouldStop, capture: bool = True) -> Worker
     )
 
 
-def _run(job: Job, should_stop: ShouldStop, capture: bool) -> tuple[Any, Any]:
+def _run(job: Job, should_stop: ShouldStop, capture: bool) -> tuple[Outcome, Any]:
     set_threads(job.resources.threads)
     store = Store.open(job.store)
     with ExitStack() as stack:
@@ -81,11 +82,21 @@ def _run(job: Job, should_stop: ShouldStop, capture: bool) -> tuple[Any, Any]:
             logs.write(traceback.format_exc())
             raise
         if outcome.stopped is not None:
+            _tell_stop(outcome, events, logs)
             return outcome, {}
         files = store.upload(job.kind, job.fingerprint, job.attempt, context.out, undeclared=outcome.undeclared)
         if store.storage.local(job.kind) is not None:
             unfinished.pop_all()  # the files lie in their place
     return outcome, files
+
+
+def _tell_stop(outcome: Outcome, events: EventWriter, logs: LogWriter) -> None:
+    """Leave in the stage's log and events why it ended before its work was complete."""
+    samples = outcome.summary.get("samples")
+    text = str(outcome.stopped) + ("" if samples is None else f" at {samples:,} samples: its checkpoint is kept")
+    logs.write(f"{text}\n")
+    if outcome.stopped == PREEMPTED:
+        events.emit("message", level="warning", text=text)
 
 
 def _context(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.io.storage import Storage
@@ -33,6 +33,12 @@ Event = dict[str, Any]
 """`t`, `type` and the fields of the type."""
 
 
+def to_line(type: str, fields: Mapping[str, Any]) -> bytes:
+    """An event of one of `TYPES` that happens now, as a line of JSON."""
+    assert type in TYPES, type
+    return json.dumps({"t": time.time(), "type": type, **fields}, default=_plain, skipkeys=True).encode() + b"\n"
+
+
 class EventWriter:
     """The event sink of a running stage (`stages.base.EventSink`): thread-safe, in the background, never raises."""
 
@@ -41,9 +47,7 @@ class EventWriter:
 
     def emit(self, type: str, **fields: Any) -> None:
         """Note an event of one of `TYPES`; `fields` are JSON values or numbers of NumPy and torch."""
-        assert type in TYPES, type
-        line = json.dumps({"t": time.time(), "type": type, **fields}, default=_plain, skipkeys=True)
-        self._segments.write(line.encode() + b"\n")
+        self._segments.write(to_line(type, fields))
 
     def flush(self) -> bool:
         """Write now what is waiting; False if the store did not take it (it is kept and tried again)."""

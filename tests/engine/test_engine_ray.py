@@ -101,6 +101,22 @@ def test_a_killed_worker_is_replaced_and_its_stage_finishes(local_cluster, tmp_p
     assert states["attempts"] == {"a": 2}
 
 
+def test_a_worker_that_is_told_to_end_makes_way_and_its_stage_goes_on_in_another(local_cluster, tmp_path):
+    process = submitter(tmp_path, {"a": "waits_for_file"}, {"a": []})
+    trace = tmp_path / "trace"
+    wait(lambda: count(trace, "a") == 1)
+    told = int(next(trace.glob("a-*.started")).read_text())
+    os.kill(told, signal.SIGTERM)
+    wait(lambda: count(trace, "a") == 2)
+    wait(lambda: not Path(f"/proc/{told}").exists(), timeout_s=20)
+    (trace / "go").touch()
+    states = outcome(process)
+    assert states["states"] == {"a": "done"}
+    assert states["attempts"] == {"a": 2}
+    assert "message" in states["events"]["a"]
+    assert "preempted\n" in states["logs"]["a"]
+
+
 def test_after_kill_9_of_the_submitter_its_worker_ends_and_submitting_again_goes_on(local_cluster, tmp_path):
     process = submitter(tmp_path, {"a": "waits_for_file"}, {"a": []})
     trace = tmp_path / "trace"

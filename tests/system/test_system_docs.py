@@ -17,17 +17,23 @@ from system_orch import DEMO, ROOT
 from orchestrator.cli.main import COMMANDS
 from orchestrator.cli.main import orch as group
 from orchestrator.data.sets import SETS
+from orchestrator.engine.metrics import FIGURES
+from orchestrator.engine.planning import request
 from orchestrator.recipe.json_schema import schema
 from orchestrator.stages import KINDS
+from orchestrator.store.artifacts import Store
+from orchestrator.training.__main__ import parser
+from orchestrator.training.config import TrainSettings
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAINING = ROOT / "docs" / "training.md"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 SCHEMA = ROOT / "recipes" / "schema.json"
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = ROOT / "README.md") -> list[str]:
+    """A page's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def written(page: Path) -> list[str]:
@@ -101,6 +107,28 @@ def picture_of_the_sample_set() -> bytes:
         file = tar.extractfile(member)
         assert file is not None
         return file.read()
+
+
+@pytest.mark.parametrize("text", blocks("yaml", TRAINING))
+def test_every_snippet_of_the_training_page_is_a_recipe_or_settings_of_a_stage(text, tmp_path):
+    written = yaml.safe_load(text)
+    if "stages" not in written:
+        stage = {"kind": "pretrain", "data": "pairs", "model": "tiny"} | written
+        stage |= {} if stage.keys() & {"steps", "samples", "epochs"} else {"steps": 10}
+        written = {"stages": {"pairs": {"kind": "dataset", "source": "emoji"}, "stage": stage}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(written))
+    request(tmp_path / "recipe.yaml").compile(Store.open(str(tmp_path / "store")))
+
+
+def test_the_training_page_speaks_of_every_setting_and_figure():
+    page = TRAINING.read_text()
+    assert [name for name in TrainSettings.model_fields if not re.search(rf"`{name}`|\b{name}:", page)] == []
+    assert [name for name in FIGURES if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("line", re.findall(r"-m orchestrator\.training (.*)", TRAINING.read_text()))
+def test_every_training_command_of_the_page_is_one(line):
+    assert parser().parse_args(shlex.split(line)).stage == "teacher"
 
 
 def test_the_set_up_script_knows_the_readmes_two_commands():
