@@ -247,13 +247,16 @@ class Machine:
 
     def summary(self, name: str, batch: int, traces: Mapping[str, list[rounds.Trace]]) -> dict[str, Any]:
         """Medians, ratios to open_clip_train (to its best side, too), MFU."""
+        from orchestrator.models import catalog
+
         base = "open_clip_train" if "open_clip_train" in traces else next(iter(traces))
         compared = rounds.Compared(traces, self.chosen.skip * batch, base)
         summary = compared.summary()
         theirs = [compared.speed(side) for side in traces if side.startswith("open_clip_train")]
         peak = peak_flops(self.chosen.precision) if self.chosen.device == "cuda" else None
         for side, found in summary.items():
-            flops = flops_per_sample(name) if side.startswith("open_clip_train") else done_per_sample(found["facts"])
+            theirs_too = side.startswith("open_clip_train")
+            flops = flops_per_sample(catalog.resolve(name)) if theirs_too else done_per_sample(found["facts"])
             found["tflops_per_s"] = flops * found["samples_per_s"] / 1e12
             found["mfu"] = None if peak is None else flops * found["samples_per_s"] / peak
             found["ratio_to_its_best"] = found["samples_per_s"] / max(theirs) if theirs else None
@@ -288,18 +291,22 @@ def peak_flops(precision: str) -> float | None:
     return flops.peak_flops(torch.cuda.get_device_name(), precision)
 
 
-def flops_per_sample(name: str) -> float:
-    """Arithmetic of a sample with its text padded to the full length, forward and backward."""
-    import torch
-
+def flops_per_sample(config: Mapping[str, Any]) -> float:
+    """What open_clip computes for one pair, forward and backward: all tokens in all blocks, by models/flops.py's
+    formula.
+    """
     from orchestrator.models import catalog
-    from orchestrator.models.flops import forward_flops
-    from orchestrator.models.open_clip_bridge import create
     from orchestrator.training.flops import TRAINED
 
-    config = catalog.resolve(name)
-    tokens = torch.ones(1, catalog.context_length(config), dtype=torch.int64)
-    return TRAINED * sum(forward_flops(create(config), images=1, tokens=tokens))
+    vision, text, dims = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
+    patches, width = (catalog.image_size(config) // vision["patch_size"]) ** 2, vision["width"]
+    image = _blocks(patches + 1, width, vision["layers"]) + 6 * patches * vision["patch_size"] ** 2 * width
+    words = _blocks(catalog.context_length(config), text["width"], text["layers"])
+    return TRAINED * (image + words + 2 * dims * (width + text["width"]))
+
+
+def _blocks(tokens: int, width: int, layers: int) -> float:
+    return layers * (8 * tokens * width**2 + 4 * tokens * width * 4 * width + 4 * tokens**2 * width)
 
 
 def done_per_sample(facts: Mapping[str, Any]) -> float:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 DESCRIPTION = "embeddings.json"
 UIDS = "uid.npy"
-DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
+DTYPES = {"fp16": "<f2", "fp32": "<f4"}
 KEY = np.dtype("S16")
 """A uid's 16 bytes as one value, which sorts as its hex digits do."""
 

@@ -1,8 +1,8 @@
 """What a model in training makes of held-out samples: the same few figures again and again, cheaply.
 
 `val/loss` is CLIP's symmetric contrastive loss within fixed groups of samples, whatever loss the model is trained by;
-`val/zeroshot.top1` and `.top5` follow the evaluation protocol (all training concepts as classes, one template). Samples
-are seen unaugmented, in uid order. No random numbers are drawn.
+`val/zeroshot.top1` and `.top5` follow the evaluation protocol (all training concepts as classes, one template).
+Samples are seen unaugmented, in uid order. No random numbers are drawn.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Validation:
 
     def _loss(self, model: Model, encoded: Encoded) -> float:
         """Mean over samples of the loss within their group; a last group of one has none."""
-        scale = float(model.logit_scale.exp()) if hasattr(model, "logit_scale") else SCALE
+        own = getattr(model, "logit_scale", None)
+        scale = SCALE if own is None else float(own.exp())
         total, count = 0.0, 0
         for start in range(0, len(self._rows), self._group):
             part = slice(start, start + self._group)

@@ -36,7 +36,7 @@ def save(
     directory: Path,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write `model.json` and `weights.safetensors` into an existing directory; `weights` in place of the model's own."""
+    """Write `model.json` and `weights.safetensors` into an existing directory, with `weights` in place of its own."""
     source = model.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in source.items()}
     sizes = count(model)

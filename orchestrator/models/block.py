@@ -1,10 +1,10 @@
 """The transformer block of both towers, with less arithmetic than open_clip's for the same function.
 
-It has the modules of open_clip's `ResidualAttentionBlock`, so weights and their names are the same, and adds to its
-`forward` a `read`: where only one position of the output is looked at (the class token, the end of the text), the last
-block computes that one alone. Its query reads all tokens, but their keys and values need not be computed: with W_k, W_v
+It has the modules of open_clip's `ResidualAttentionBlock`, so weights and their names are the same. Where only one
+position of the output is looked at (the class token, the end of the text), the last block is told so by `read` and
+computes that one alone. Its query looks at all tokens, but their keys and values need not be computed: with W_k, W_v
 of one head, q . (W_k x_j) is (W_k^T q) . x_j, and sum_j a_j W_v x_j is W_v (sum_j a_j x_j). What was two products of
-width x width a token becomes two a sequence.
+width x width for each token becomes two for each sequence.
 
 Attention goes to PyTorch's fused kernels; on a CPU their preparation outweighs the work of short sequences, which take
 plain products instead.
@@ -23,7 +23,7 @@ SHORT = 32
 
 
 class Block(nn.Module):
-    """x + attention(ln_1(x)), then x + mlp(ln_2(x)). Legend: B sequences, L tokens, H heads, c channels a head, w = H c.
+    """x + attention(ln_1(x)), then x + mlp(ln_2(x)). Legend: B sequences, L tokens, H heads of c channels, w = H c.
 
     Args:
         plain: the open_clip block whose modules it takes over.

@@ -121,7 +121,7 @@ class OpenClipModel(Model):
 
     def plan(self, tokens: Tensor) -> Plan:
         """How texts [M, L] are encoded where they are cut."""
-        ends = tokens.argmax(dim=-1).cpu()  # the end-of-text token has the largest id
+        ends = tokens.cpu().argmax(dim=-1)  # the end-of-text token has the largest id
         sizes, stack = (ends + 1).tolist(), self.text_tower.transformer
         if len(stack.resblocks) == 1 or hasattr(stack.resblocks[0], "unshard"):
             return Plan(None, ends, [(len(sizes), max(sizes))])  # under FSDP all ranks call the blocks equally often
@@ -136,9 +136,9 @@ class OpenClipModel(Model):
 
         The token table is looked up once: the gradient of each look-up is as large as the table.
         """
-        tower, plan, device = self.text_tower, self.plan(tokens), self.logit_scale.device
-        stack, dtype = tower.transformer, tower.transformer.get_cast_dtype()
-        tokens = tokens.cpu() if plan.order is None else tokens.cpu()[plan.order]
+        tower, tokens, device = self.text_tower, tokens.cpu(), self.logit_scale.device
+        stack, dtype, plan = tower.transformer, tower.transformer.get_cast_dtype(), self.plan(tokens)
+        tokens = tokens if plan.order is None else tokens[plan.order]
         rows = [count for count, _ in plan.groups]
         cut = [part[:, :length] for part, (_, length) in zip(tokens.split(rows), plan.groups, strict=True)]
         looked_up = tower.token_embedding(_send(torch.cat([part.flatten() for part in cut]), device)).to(dtype)

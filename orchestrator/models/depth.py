@@ -1,5 +1,5 @@
-"""How far each parameter lies from the outputs: layer-wise learning-rate decay (BEiT, Bao et al. 2022) scales a layer's
-rate by `layer_decay ** distance`.
+"""How far each parameter lies from the outputs. Layer-wise learning-rate decay (BEiT, Bao et al. 2022) scales the rate
+by `layer_decay ** distance`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ def depths(model: Model) -> dict[str, int]:
     """Layers between each parameter, by name, and the output of its tower: 0 for projections and the logit scale, then
     1 for the last block, and so on to the embeddings. UserError for a model whose layers are not known.
     """
-    distance = {}
+    distance: dict[int, int] = {}
     for layers in (image_layers(model), text_layers(model)):
         for number, layer in enumerate(reversed(layers)):
             distance |= {id(parameter): number for parameter in layer}

@@ -1,9 +1,9 @@
 """Texts of many lengths, encoded in a few groups, each cut to its own longest text.
 
 One long caption makes a whole batch as long as itself. Rows do not see each other, so a batch may be sorted by length
-and encoded in parts. A part more costs something, too: a pass over the weights and the start of every kernel, told here
-in tokens that could have been computed meanwhile. `split` finds the parts of least total cost: the sum of
-rows x longest text, plus that price for each part.
+and encoded in groups. A group more has its price, too: a pass over the weights and the start of every kernel, told in
+tokens that could have been computed meanwhile. `split` finds the groups of least total cost: the sum of
+rows x longest text, plus the price of each.
 """
 
 from __future__ import annotations

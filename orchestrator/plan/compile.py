@@ -73,9 +73,10 @@ def compile(
         if name in wanted:
             spec = recipe.stages[name]
             nodes[name] = _node(spec, edges[name], nodes, externals, identify, nonces.get(name))
+            config: Any = nodes[name].config
             problems += [
                 Problem(spec.position(path), (*spec.path, *path), message)
-                for path, message in nodes[name].config.disagreements(nodes[name], nodes)
+                for path, message in config.disagreements(nodes[name], nodes)
             ]
     raise_problems(problems)
     return Plan(recipe.name, nodes, recipe.values)

@@ -26,7 +26,9 @@ class Choice:
         self.value, self.samples = math.nan, 0
         self.weights: dict[str, Tensor] | None = None
 
-    def consider(self, samples: int, figures: Mapping[str, float], weights: Callable[[], Mapping[str, Tensor]]) -> None:
+    def consider(
+        self, samples: int, figures: Mapping[str, float], weights: Callable[[], Mapping[str, Tensor]]
+    ) -> None:
         """Take note of a validation. UserError if it has not the figure to judge by."""
         if self.metric not in figures:
             if not self._keep:

@@ -11,6 +11,7 @@ The loop knows no file, no Ray and no MLflow. It yields reports; checkpoints, re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -112,7 +113,9 @@ class _Run:
     def validate_every(self) -> int | None:
         """Steps between two validations."""
         wanted = self.settings.validation
-        return None if wanted is None or self.spec.validate is None else -(-wanted.every_samples // self.settings.batch)
+        if wanted is None or self.spec.validate is None:
+            return None
+        return math.ceil(wanted.every_samples / self.settings.batch)
 
     def begin(self, state: Mapping[str, Any] | None) -> None:
         """Start at position 0, or where `state` says."""

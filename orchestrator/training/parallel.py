@@ -74,7 +74,7 @@ class Parallel:
         groups = optimizer.state_dict()["param_groups"]
         pairs = zip(names_of(optimizer), parameters_of(optimizer), strict=True)
         shares = {
-            index: {key: self.share_like(parameter, value) for key, value in state[name].items()}
+            index: {key: self.share_like(parameter, value).clone() for key, value in state[name].items()}
             for index, (name, parameter) in enumerate(pairs)
             if state[name]  # empty: not yet stepped
         }

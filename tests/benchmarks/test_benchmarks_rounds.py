@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks import gpu, ours, peer, rounds, train, wheels
+from orchestrator.models import catalog
 
 LINE = (
     "Train Epoch: 0 [  320/1536 (21%)] Data (t): 0.250 Batch (t): 1.000, 64.0021/s, 64.0021/s/gpu "
@@ -161,3 +162,8 @@ def test_only_missing_wheels_are_unpacked(tmp_path, monkeypatch):
     assert wheels.missing() == ["ftfy"]
     names = {path.name for path in wheels.unpack(tmp_path).glob("*.py")}
     assert names == {"ftfy.py"}
+
+
+@pytest.mark.parametrize(("model", "gflops"), [("ViT-S-32", 5.66), ("ViT-B-32", 14.78), ("ViT-B-16", 41.09)])
+def test_the_peers_arithmetic_is_what_open_clip_publishes(model, gflops):
+    assert gpu.flops_per_sample(catalog.resolve(model)) == pytest.approx(3e9 * gflops, rel=1e-3)

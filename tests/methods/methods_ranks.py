@@ -30,7 +30,6 @@ from orchestrator.training.method import Build, Method
 from orchestrator.training.parallel import spread
 from orchestrator.training.types import Batch, World
 
-
 SMALL = catalog.resolve("tiny")
 SMALL["text_cfg"] |= {"vocab_size": 64}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -211,8 +212,7 @@ def test_stored_features_stand_for_the_teachers():
     batch = tiny_batch(World())
     targets = online.targets(batch)
     cached = TinyClipMethod(
-        TinyCLIP(scale=None),
-        Build(create(catalog.resolve("tiny"), seed=1).double(), None, 12, 12, World(), 0, stored=stored(80.0)),
+        TinyCLIP(scale=None), Build(deepcopy(online.model), None, 12, 12, World(), 0, stored=stored(80.0))
     )
     assert cached.teacher is None
     known = replace(batch, embeddings={"image": targets["teacher_image"], "text": targets["teacher_text"]})

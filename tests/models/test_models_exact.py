@@ -80,6 +80,23 @@ def small_price(monkeypatch):
     monkeypatch.setattr(lengths, "price", lambda width, gpu: 3.0)
 
 
+def test_reduced_precision_is_as_good_as_open_clips():
+    plain, model = pair()
+    images, tokens = torch.randn(5, 3, 48, 48), texts([3, 9, 40, 4, 12])
+    exact = torch.cat([model.encode_image(images), model.encode_text(tokens)])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = torch.cat([model.encode_image(images), model.encode_text(tokens)])
+        theirs = torch.cat([plain.encode_image(images, normalize=True), plain.encode_text(tokens, normalize=True)])
+    assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()
+
+
+def test_a_text_does_not_depend_on_its_place_in_the_batch():
+    _, model = pair()
+    tokens = texts([3, 9, 4, 40, 3, 12, 5])
+    expected = torch.cat([model.encode_text(row[None]) for row in tokens])
+    torch.testing.assert_close(model.encode_text(tokens), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_features_and_gradients_are_open_clips(shape, training):

@@ -129,7 +129,7 @@ def test_a_rank_that_is_told_to_end_stops_all_with_a_checkpoint_from_which_the_t
     ray_cluster, stored, tmp_path
 ):
     store, data = stored
-    settings = {"workers": 2, "steps": 300, "report_every": 20, "checkpoint_every": 20}
+    settings = {"workers": 2, "steps": 200, "report_every": 20, "checkpoint_every": 20}
     places = CheckpointStore(store.storage, "3" * 64, 1)
     told: list[psutil.Process] = []
 
@@ -151,8 +151,8 @@ def test_a_rank_that_is_told_to_end_stops_all_with_a_checkpoint_from_which_the_t
     assert done.outcome.stopped == "preempted"
     kept = places.latest()
     assert kept is not None
-    assert kept.samples == done.outcome.summary["samples"] < 300 * COMMON["batch"]
+    assert kept.samples == done.outcome.summary["samples"] < 200 * COMMON["batch"]
     resumed = train(store, data, tmp_path, "3" * 64, generation=2, **settings)
     assert resumed.outcome.summary["resumed_at_samples"] == kept.samples
     reports = [e["samples"] for e in EventReader(store.storage, "3" * 64).poll() if e["type"] == "report"]
-    assert reports == list(range(160, 300 * 8 + 1, 160))
+    assert reports == list(range(160, 200 * 8 + 1, 160))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from safetensors.torch import load_file
 from stages_train_tiny import MODEL, make_store, run_stage
@@ -43,7 +45,7 @@ def test_validation_is_reported_and_the_result_is_what_was_asked_for(stored, tmp
     average = run(stored, tmp_path, "c", result="ema")
     weights = [load_file(done.out / "weights.safetensors") for done in (last, best, average)]
     name = "network.text_projection"
-    assert not any((a[name] == b[name]).all() for a, b in zip(weights, weights[1:]))
+    assert not any((a[name] == b[name]).all() for a, b in pairwise(weights))
 
 
 def test_a_split_that_the_data_lack_stops_the_stage_before_it_trains(stored, tmp_path):

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from orchestrator.errors import StageError
-from orchestrator.training.checkpoint import FORMAT, BackgroundWriter, from_bytes, to_bytes
+from orchestrator.training.checkpoint import BackgroundWriter, from_bytes, to_bytes
 from orchestrator.training.config import TrainSettings
 from orchestrator.training.optim import build_optimizer, clip_gradients, parameters_of, set_learning_rate
 from orchestrator.training.schedule import rate

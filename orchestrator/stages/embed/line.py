@@ -59,7 +59,8 @@ class Line:
 
     def _spans(self, start: int, end: int) -> list[tuple[np.ndarray, slice]]:
         """The stretch from start to end as rows of the arrays that it touches."""
-        found, before = [], 0
+        found: list[tuple[np.ndarray, slice]] = []
+        before = 0
         for array in self._arrays:
             first, last = max(start - before, 0), min(end - before, len(array))
             if first < last:

@@ -169,7 +169,8 @@ class _Exchange:
 
         The first rank hears the stage's request, a node's first rank that its node is being drained, each its SIGTERM.
         """
-        over, reasons = threading.Event(), []
+        over = threading.Event()
+        reasons: list[str] = []
 
         def watch() -> None:
             while (rank == 0 or local_rank == 0) and not reasons and not over.wait(STOP_POLL_S):
