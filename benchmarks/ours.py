@@ -10,6 +10,7 @@ As a script (what `Bench.train` starts): python -m benchmarks.ours JOB.json TRAC
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds import Point, Trace, child, cpu_seconds, peak_bytes
+from orchestrator.training.threads import share_cores
 
 NEVER = 10**9
 
@@ -219,4 +221,5 @@ def _run_stage(
 
 
 if __name__ == "__main__":
+    share_cores(os.environ)
     main(Path(sys.argv[1]), Path(sys.argv[2]))

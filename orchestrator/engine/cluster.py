@@ -26,6 +26,7 @@ from typing import Any
 
 from orchestrator.errors import OrchError, UserError
 from orchestrator.io.home import home
+from orchestrator.training.threads import share_cores
 
 START_TIMEOUT_S = 120
 IDLE_MINUTES = 10.0
@@ -153,6 +154,7 @@ def start(
     command += [] if num_cpus is None else ["--num-cpus", str(num_cpus)]
     environment = {**os.environ, **authentication(token), "PYTHONPATH": python_path(), "ORCH_HOME": str(directory)}
     environment.pop("RAY_ADDRESS", None)
+    share_cores(environment)
     log = directory / "cluster.log"
 
     def spawn() -> subprocess.Popen[bytes]:

@@ -30,6 +30,7 @@ from orchestrator.store.checkpoints import CheckpointStore
 from orchestrator.store.events import EventWriter
 from orchestrator.store.logs import LogWriter
 from orchestrator.store.provenance import host, packages
+from orchestrator.training.threads import share_cores
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 SYSTEM_EVERY_S = 5.0
@@ -129,6 +130,7 @@ def load(target: str) -> Any:
 
 def set_threads(threads: int) -> None:
     """Compute threads of this process, for libraries not loaded yet and for torch if it is."""
+    share_cores(os.environ)
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(threads)
     torch = sys.modules.get("torch")

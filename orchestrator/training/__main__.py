@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchError, UserError
+from orchestrator.training.threads import share_cores
 
 TEXT = """\
 Train one stage of a recipe in this process, or in each of torchrun's: the worker of `orch submit` without Ray, for a
@@ -29,6 +30,7 @@ Exit code: 0 finished, 2 recipe or command wrong, 1 failed, 130 stopped (go on w
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says; the exit code. Errors for people go to stderr, without a traceback."""
     options = parser().parse_args(arguments)
+    share_cores(os.environ)
     rank = int(os.environ.get("RANK", "0"))
     try:
         standing = _standing(options)

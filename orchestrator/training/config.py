@@ -62,7 +62,7 @@ class Locked(Config):
     image: bool = False
     """Keep the image tower as it is."""
     image_unlocked: Annotated[int, Field(ge=0)] = 0
-    """Last groups of the locked image tower that are trained all the same: 1 is the projection, 2 the last block with it."""
+    """Last groups of the locked image tower that are trained all the same: 1: projection, 2: the last block, too."""
     text: bool = False
     """Keep the text tower as it is."""
     text_unlocked: Annotated[int, Field(ge=0)] = 0

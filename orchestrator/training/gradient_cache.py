@@ -145,7 +145,8 @@ def _in_two_passes(
         if not pairs:
             break  # all that is encoded is frozen
         with parallel.last_backward() if first + micro_batch >= len(batch) else nullcontext():
-            torch.autograd.backward(*zip(*pairs, strict=True))
+            values, slopes = zip(*pairs, strict=True)
+            torch.autograd.backward(values, slopes)
     return output
 
 

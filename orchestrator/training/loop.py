@@ -136,6 +136,8 @@ class _Run:
         self.scale.restore(state["loss_scale"])
         self.choice.restore(state["choice"])
         self.window.restore(state["window"])
+        if not self.measured and state["made_with"]["workers"] == self.world.size:
+            self.micro_batch, self.measured = state["micro_batch"], True  # as before: the same bits
         self._say_changes(state["made_with"])
 
     def enter_phase(self) -> None:
@@ -200,7 +202,7 @@ class _Run:
                     parallel=self.parallel,
                     loss_scale=self.scale.value,
                 )
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 size = min(self.micro_batch or len(batch), len(batch))
                 alone = self.world.size == 1 and self.settings.micro_batch == "auto" and size > 1
                 if not (alone and gradient_cache.is_out_of_memory(error)):
@@ -313,6 +315,7 @@ class _Run:
             "loss_scale": self.scale.state(),
             "choice": self.choice.state(),
             "window": self.window.state(),
+            "micro_batch": self.micro_batch,
             "made_with": self._made_with(),
         }
         if self.first:

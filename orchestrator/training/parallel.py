@@ -80,7 +80,7 @@ class Parallel:
         }
         optimizer.load_state_dict({"state": shares, "param_groups": groups})
 
-    def share_like(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+    def share_like(self, parameter: Tensor, value: Tensor) -> Tensor:
         """This rank's share of a whole tensor that belongs to a parameter; a scalar is everybody's."""
         return value
 
@@ -251,7 +251,7 @@ class Sharded(Parallel):
         return norm
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        plain = super().whole(tensors)
+        plain: dict[str, Any] = super().whole(tensors)
         return {name: t.full_tensor().cpu() if _is_shard(t) else t for name, t in plain.items()}
 
     def share_like(self, parameter: Tensor, value: Tensor) -> Tensor:
@@ -263,7 +263,8 @@ class Sharded(Parallel):
         return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
 
     def local(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        return [tensor.to_local() if _is_shard(tensor) else tensor for tensor in super().local(tensors)]
+        mine: list[Any] = super().local(tensors)
+        return [tensor.to_local() if _is_shard(tensor) else tensor for tensor in mine]
 
 
 def _is_shard(tensor: Any) -> bool:

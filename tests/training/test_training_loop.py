@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from training_tiny import BATCH, NUM_SAMPLES, RecordingIO, TinyFeed, curves, train
+from training_tiny import BATCH, NUM_SAMPLES, RecordingIO, TinyClip, TinyFeed, curves, train
 
 from orchestrator.errors import NotFiniteError, UserError
 from orchestrator.training.types import World
@@ -186,3 +186,26 @@ def test_lengths_are_whole_batches():
     ]
     for length, samples in table:
         assert TrainSettings(batch=BATCH, **length).total_samples(NUM_SAMPLES) == samples
+
+
+def test_auto_halves_the_micro_batch_where_memory_runs_out_and_remembers_it(undisturbed, monkeypatch):
+    encode, sizes = TinyClip.encode, []
+
+    def small_memory(self, batch):
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError("allocation refused")
+        sizes.append(len(batch))
+        return encode(self, batch)
+
+    monkeypatch.setattr("orchestrator.training.gradient_cache.choose_micro_batch", lambda *_: BATCH)
+    monkeypatch.setattr(TinyClip, "encode", small_memory)
+    io = RecordingIO(stop_at=9)
+    train(io, micro_batch="auto")
+    assert set(sizes) == {3}
+    assert [text for _, text in io.messages] == [f"out of memory: going on with micro-batches of {n}" for n in (6, 3)]
+    monkeypatch.setattr("orchestrator.training.gradient_cache.choose_micro_batch", lambda *_: pytest.fail("measured"))
+    resumed, _, _ = train(RecordingIO(io.checkpoint), micro_batch="auto")
+    whole, _, _ = train(RecordingIO(), micro_batch=3)
+    assert_same_weights(resumed, whole)
+    with pytest.raises(RuntimeError, match="refused"):
+        train(RecordingIO(), micro_batch=6)

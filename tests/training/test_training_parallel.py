@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from datetime import timedelta
+from itertools import count
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
+from training_tiny import RecordingIO
 
 from orchestrator.methods.clip.config import Clip
 from orchestrator.methods.clip.method import ClipMethod
@@ -22,9 +25,10 @@ from orchestrator.training import optim, parallel
 from orchestrator.training.config import TrainSettings
 from orchestrator.training.distributed import current_world
 from orchestrator.training.gradient_cache import Encoder, forward_backward
+from orchestrator.training.loop import fit
 from orchestrator.training.method import Build
 from orchestrator.training.parallel import Replicated, Sharded, spread
-from orchestrator.training.types import Batch, Phase, World
+from orchestrator.training.types import Batch, FitSpec, Phase, Report, World
 
 BATCH, STEPS, CUT = 12, 10, 6
 SMALL = catalog.resolve("tiny")
@@ -75,6 +79,34 @@ def trained(
     }
 
 
+class Feed:
+    """The same batches, from a position on."""
+
+    wait_s = 0.0
+
+    def __init__(self, start: int, world: World) -> None:
+        self.start, self.world = start, world
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in count(self.start // BATCH):
+            yield batch_of(step, self.world)
+
+
+def fitted(world: World, sharding: str, io: RecordingIO) -> Report:
+    """The last report of the whole loop, whose result is the moving average."""
+    average = {"ema": {"decay": 0.5}, "result": "ema"}
+    settings = TrainSettings(steps=8, batch=BATCH, sharding=sharding, warmup_steps=2, clip_grad_norm=0.5, **average)
+    build = Build(create(SMALL, seed=1).double(), None, 8 * BATCH, BATCH, world, seed=0)
+    spec = FitSpec(settings, 8 * BATCH, lambda pixels: pixels)
+    return list(fit(spec, ClipMethod(Clip(), build), lambda start: Feed(start, world), world, io))[-1]
+
+
 JOBS = {
     "sharded": {"steps": range(STEPS), "sharding": "full", "micro_batch": 2},
     "begun sharded": {"steps": range(CUT), "sharding": "full"},
@@ -92,6 +124,11 @@ def work(rank: int, port: int, folder: str) -> None:
     for name, job in JOBS.items():
         found[name] = trained(world, **(job | ({"start": start} if "start" in job else {})))
     found["late"] = gradients_that_come_late(world)
+    stopped = RecordingIO(stop_at=4 if rank == 0 else None)
+    fitted(world, "full", stopped)
+    checkpoint = [stopped.checkpoint]
+    dist.broadcast_object_list(checkpoint)
+    found["fitted"] = dict(fitted(world, "full", RecordingIO(checkpoint[0])).weights)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -149,6 +186,12 @@ def test_two_ranks_end_where_one_process_does(ranks, alone, job):
         assert_same(rank[job], alone)
         norms = rank[job]["norms"]
         assert norms == pytest.approx(alone["norms"][STEPS - len(norms) :], rel=1e-9)
+
+
+def test_a_sharded_training_with_an_average_stopped_and_resumed_ends_where_one_process_does(ranks):
+    expected = fitted(World(), "none", RecordingIO()).weights
+    for name, weight in expected.items():
+        torch.testing.assert_close(ranks[0]["fitted"][name], weight, msg=name, rtol=1e-9, atol=1e-11)
 
 
 def test_what_was_begun_sharded_goes_on_alone(ranks, alone):
