@@ -204,9 +204,10 @@ def connect(progress: Progress = lambda text: None, num_cpus: int | None = None)
     import ray
 
     if local is not None and running is not None:
-        from ray._raylet import Config  # type: ignore[attr-defined]
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")  # Ray read RAY_AUTH_MODE when it was imported, before it was set
+        AuthenticationTokenLoader.instance().reset_cache()  # it may remember another cluster's
     try:
         with _sigterm_kept():
             context = ray.init(

@@ -26,10 +26,11 @@ def nodes(tmp_path, monkeypatch) -> Iterator:
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     import ray
-    from ray._raylet import Config
+    from ray._raylet import AuthenticationTokenLoader, Config
     from ray.cluster_utils import Cluster
 
     Config.initialize("")  # Ray may have been imported under other variables
+    AuthenticationTokenLoader.instance().reset_cache()
     several = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         ray.init(address=several.address, log_to_driver=False, configure_logging=False)
