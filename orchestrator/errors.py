@@ -66,6 +66,10 @@ class WorkerLost(OrchError):
         self.preempted = preempted
 
 
+class StoreAway(OrchError):
+    """The store did not answer, also after the retries of `io`. It may come back: what was finished is kept."""
+
+
 class LeaseLostError(OrchError):
     """Another process has taken over this stage; its former holder must stop and publish nothing."""
 

@@ -1,41 +1,34 @@
 """Bytes by key: local disk, S3 and memory behind one small interface, a thin skin over obstore.
 
 Keys are relative, `/`-separated, without empty segments. Every protocol above needs nothing but *create if absent*,
-which all three offer. Retries of throttling and time-outs happen here and nowhere else (`RETRY`). Listings are
-sorted on the client (S3 servers differ). obstore is not fork-safe: child processes use spawn or forkserver.
+which all three offer. Retries happen here and nowhere else (s3.py says of what). Listings are sorted on the client
+(S3 servers differ). obstore is not fork-safe: child processes use spawn or forkserver.
 Credentials come from the environment, profile or role.
 
-Absent objects raise FileNotFoundError; everything else that goes wrong is an OrchError that says the remedy.
+Absent objects raise FileNotFoundError; everything else that goes wrong is an OrchError that says the remedy (a
+StoreAway where the store may come back by itself).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
-from orchestrator.errors import OrchError, UserError
-
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
-
-RETRY: RetryConfig = {
-    "max_retries": 10,
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 3},
-    "retry_timeout": timedelta(minutes=3),
-}
-"""Throttling (429, 503), 5xx, dropped connections and time-outs: tried again this often, over some 10-20 s in all."""
+from orchestrator.errors import OrchError, StoreAway, UserError
+from orchestrator.io.s3 import again, open_s3
 
 PART_BYTES = 16 << 20
 """Part of a multipart upload; S3 allows 10,000 parts, so one file may have 160 GB."""
@@ -52,6 +45,8 @@ _MEMORIES = _Memories()
 _BAD_KEY = re.compile(
     r"[\x00-\x1f\x7f]|#\d+$"
 )  # LocalStore hides names that end in #<digits>: its own temporary files
+_REFUSED = re.compile(r"status code: (4(?!08|09|29)\d\d [\w ]+)")
+_EXPIRED = re.compile(r"ExpiredToken|InvalidToken|TokenRefreshRequired|RequestTimeTooSkewed")
 _FULL = re.compile(r"os error (28|122|27)\b")  # ENOSPC, EDQUOT, EFBIG
 _DENIED = re.compile(r"os error (13|1|30)\b")  # EACCES, EPERM, EROFS
 
@@ -100,11 +95,16 @@ class Storage:
         if not separator or scheme == "file":
             root = Path(os.path.abspath(os.path.expanduser(rest if separator else url)))
             return cls(str(root), root, None)
+        if "@" in rest and any(sign in rest.partition("/")[0] for sign in "@:"):  # a secret may have a /
+            raise UserError(
+                f"'{scheme}://***@{rest.rpartition('@')[2]}' names credentials",
+                "leave them out: they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role",
+            )
         if scheme == "memory":
             return cls(url, None, _MEMORIES.setdefault(rest, MemoryStore()))
         if scheme == "s3" and rest.strip("/"):
             bucket, _, prefix = rest.strip("/").partition("/")
-            return cls(f"s3://{rest.strip('/')}", None, _open_s3(bucket, prefix))
+            return cls(f"s3://{rest.strip('/')}", None, open_s3(bucket, prefix))
         raise UserError(f"cannot open storage '{url}'", "write a local path, s3://bucket/prefix or memory://name")
 
     def get(self, key: str) -> bytes:
@@ -142,33 +142,44 @@ class Storage:
     def put(self, key: str, data: bytes | Path) -> None:
         """Write or replace an object, atomically; a Path is streamed, in parts where it is large."""
         with self._errors(key, writing=True):
-            obstore.put(self._writer(), check_key(key), data, chunk_size=PART_BYTES, max_concurrency=4)
+            again(obstore.put, self._writer(), check_key(key), data, chunk_size=PART_BYTES, max_concurrency=4)
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: bytes, durable: bool = False) -> bool:
         """Write the object if absent; False if it was there.
+
+        With `durable`, a power cut leaves a local disk with the whole object or none, never with a torn one.
 
         After a lost answer and a retry, False may mean that our own first try won: callers to whom it matters put
         something unique into `data` and look.
         """
         with self._errors(key, writing=True):
+            if durable and self._root is not None:
+                return _create_on_disk(self._root / check_key(key), data)
             try:
-                obstore.put(self._writer(), check_key(key), data, mode="create")
+                again(obstore.put, self._writer(), check_key(key), data, mode="create")
             except AlreadyExistsError:
                 return False
             return True
 
     def download(self, key: str, path: Path) -> None:
         """Copy an object into a local file, atomically, in constant memory; FileNotFoundError if absent."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._errors(key), tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
-            try:
-                for chunk in obstore.get(self._reader(), check_key(key)).stream(min_chunk_size=4 << 20):
-                    file.write(chunk)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        chunks = self.stream(key)
+        first = next(chunks, b"")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
+                try:
+                    for chunk in chain([first], chunks):
+                        file.write(chunk)
+                    file.close()
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # of this machine's disk: the stream explains its own
+            raise _explain(str(path), error, writing=True) from error
 
     def head(self, key: str) -> Info | None:
         """Facts of one object, or None."""
@@ -182,7 +193,9 @@ class Storage:
         """Names of the "directories" directly under a prefix, sorted; S3 servers may still show emptied ones."""
         try:
             with self._errors(prefix):
-                found = obstore.list_with_delimiter(self._reader(), prefix=check_key(prefix) if prefix else None)
+                found = again(
+                    obstore.list_with_delimiter, self._reader(), prefix=check_key(prefix) if prefix else None
+                )
         except FileNotFoundError:
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
@@ -191,8 +204,7 @@ class Storage:
         """All objects under a prefix (a whole path segment; "" for the root), sorted by key."""
         try:
             with self._errors(prefix):
-                pages = obstore.list(self._reader(), prefix=check_key(prefix) if prefix else None, chunk_size=1000)
-                found = [_info(meta) for page in pages for meta in page]
+                found = again(_listing, self._reader(), check_key(prefix) if prefix else None)
         except FileNotFoundError:
             found = []
         return iter(sorted(found, key=lambda info: info.key))
@@ -201,9 +213,33 @@ class Storage:
         """Remove an object; absent is fine."""
         try:
             with self._errors(key):
-                obstore.delete(self._reader(), check_key(key))
+                again(obstore.delete, self._reader(), check_key(key))
         except FileNotFoundError:
             pass
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove objects, on S3 a thousand a request; absent ones are fine."""
+        for start in range(0, len(keys), 1000):
+            batch = [check_key(key) for key in keys[start : start + 1000]]
+            try:
+                with self._errors(batch[0]):
+                    again(obstore.delete, self._reader(), batch)
+            except FileNotFoundError:
+                for key in batch:
+                    self.delete(key)
+
+    def remove_empty(self, prefix: str) -> None:
+        """Remove directories at and below a prefix that hold nothing, on a local disk; there are none elsewhere."""
+        if self._root is not None:
+            for folder, _, _ in os.walk(self._root / check_key(prefix), topdown=False):
+                with suppress(OSError):  # it holds something
+                    os.rmdir(folder)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object's bytes in pieces of some MB, in constant memory; FileNotFoundError if absent."""
+        with self._errors(key):
+            for chunk in obstore.get(self._reader(), check_key(key)).stream(min_chunk_size=4 << 20):
+                yield bytes(chunk)
 
     def local(self, key: str) -> Path | None:
         """The path of an object on this machine's disk, for a local root; None otherwise."""
@@ -252,17 +288,61 @@ def _explain(where: str, error: Exception, writing: bool) -> OrchError:
         return OrchError(
             f"{where}: not allowed to {'write' if writing else 'read'} here", "check the path's owner and mode"
         )
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "403 Forbidden" in text:
+    denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    if denied or "403 Forbidden" in text or _EXPIRED.search(text):
         return OrchError(
             f"{where}: the server refused the credentials",
-            "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the role, and the bucket's policy",
+            "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the role (may it have expired?), "
+            "and the bucket's policy",
         )
     if "PermanentRedirect" in text or "301 Moved" in text:
         return OrchError(f"{where}: the bucket is in another region", "set AWS_REGION to the bucket's region")
-    return OrchError(
+    if refused := _REFUSED.search(text):
+        return OrchError(
+            f"{where}: the server refused the request: {refused[1]}{_code(text)}",
+            "check the store's address and rights",
+        )
+    return StoreAway(
         f"{where}: storage failed after retries: {text.splitlines()[0]}",
         "check that the server is up (AWS_ENDPOINT_URL), then submit again: finished work is kept",
     )
+
+
+def sync(path: Path) -> None:
+    """Put a file's bytes or a directory's entries on the disk for good: they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _create_on_disk(path: Path, data: bytes) -> bool:
+    """Give the name `path` to bytes that are on the disk for good already, unless something has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    sync(path.parent)
+    return True
+
+
+def _code(text: str) -> str:
+    """The S3 error's own name, where the answer has one."""
+    found = re.search(r"<Code>(\w+)</Code>", text)
+    return f" ({found[1]})" if found else ""
+
+
+def _listing(backend: LocalStore | MemoryStore | S3Store, prefix: str | None) -> list[Info]:
+    return [_info(meta) for page in obstore.list(backend, prefix=prefix, chunk_size=1000) for meta in page]
 
 
 def _merge(ranges: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
@@ -278,33 +358,3 @@ def _merge(ranges: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
 
 def _info(meta: Any) -> Info:
     return Info(meta["path"], meta["size"], meta["last_modified"].timestamp(), meta["e_tag"])
-
-
-def _open_s3(bucket: str, prefix: str) -> S3Store:
-    """Path-style S3; endpoint, region and credentials as boto3 finds them (environment, profile, role)."""
-    from boto3 import Session  # 0.3 s: only where S3 is used
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    session = Session()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    settings: dict[str, Any] = {"region": session.region_name or "us-east-1"}
-    if endpoint:
-        settings["endpoint"] = endpoint
-    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() == "true":
-        settings["skip_signature"] = True
-    else:
-        try:
-            settings["credential_provider"] = Boto3CredentialProvider(session)
-        except ValueError:
-            raise OrchError(
-                f"s3://{bucket}: no AWS credentials found",
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
-                "for public data AWS_SKIP_SIGNATURE=true",
-            ) from None
-    options: ClientConfig = {
-        "allow_http": bool(endpoint and endpoint.startswith("http://")),
-        "timeout": timedelta(minutes=15),  # of a whole request with its body: a large part on a slow line
-        "read_timeout": timedelta(seconds=30),
-        "connect_timeout": timedelta(seconds=5),
-    }
-    return S3Store(bucket, prefix=prefix or None, client_options=options, retry_config=RETRY, **settings)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import OrchError, UserError
-from orchestrator.io import storage as storage_module
+from orchestrator.io import s3
 from orchestrator.io.storage import PART_BYTES, Storage, check_key
 
 
@@ -333,7 +333,7 @@ def test_throttling_and_server_errors_are_tried_again(faulty_server, status):
 
 
 def test_retries_have_an_end(faulty_server, monkeypatch):
-    monkeypatch.setitem(storage_module.RETRY, "max_retries", 1)
+    monkeypatch.setitem(s3.RETRY, "max_retries", 1)
     handler = faulty_server(failures=100)
     with pytest.raises(OrchError, match="storage failed after retries"):
         Storage.open("s3://bucket/prefix").get("k")
