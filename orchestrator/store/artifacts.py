@@ -17,21 +17,30 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchError, StageError
-from orchestrator.io.storage import Storage, check_key
+from orchestrator.io.redact import redact
+from orchestrator.io.storage import Storage, check_key, sync
 
 FORMAT = 1
 """Version of the manifest's JSON; raised when an older reader would misread it."""
 
-RESERVED = frozenset({"leases", "work", "runs", "sources"})
+RESERVED = frozenset({"leases", "work", "runs", "sources", "kept", "mlartifacts"})
 """Names beside the kinds, directly under the root."""
+
+READERS = 16
+"""Requests under way at once where many manifests are read."""
+
+
+class DamagedError(OrchError):
+    """A manifest that cannot be read: cut off, or of a newer format."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,17 @@ class File:
     size: int
     sha256: str
     declared: bool = True
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hours of reserved CPU cores and GPUs."""
+
+    cpu_hours: float = 0.0
+    gpu_hours: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.cpu_hours + other.cpu_hours, self.gpu_hours + other.gpu_hours)
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,17 @@ class Manifest:
         """Key prefix of the artifact's files."""
         return attempt_prefix(self.kind, self.fingerprint, self.attempt)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def cost(self) -> Cost:
+        """What the work took: the stage's whole budget (of all its workers) for as long as it worked."""
+        hours = self.wall_s / 3600
+        return Cost(self.provenance.get("cpus", 0) * hours, self.provenance.get("gpus", 0) * hours)
+
     def to_json(self) -> bytes:
         """Keys sorted, indented for people; StageError for a value that JSON cannot hold (a metric that is NaN)."""
         try:
@@ -83,7 +114,7 @@ class Manifest:
                 f"stage '{self.stage}' returned what a manifest cannot hold: {error}",
                 f"these metrics are not finite numbers: {', '.join(bad)}" if bad else "return plain JSON values",
             ) from None
-        return text.encode() + b"\n"
+        return redact(text).encode() + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
@@ -91,11 +122,14 @@ class Manifest:
         try:
             fields = json.loads(data)
             if fields.pop("format") > FORMAT:
-                raise OrchError(f"{where}: written by a newer version of orch", "upgrade orch to read this store")
+                raise DamagedError(f"{where}: written by a newer version of orch", "upgrade orch to read this store")
             fields["files"] = {name: File(**file) for name, file in fields["files"].items()}
+            code = fields["provenance"].get("code", {})
+            if "diff" in code:  # the same for many artifacts: held once
+                code["diff"] = sys.intern(code["diff"])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise OrchError(
+            raise DamagedError(
                 f"{where}: not a readable manifest ({type(error).__name__}: {error})",
                 "delete the folder it is in and submit again: the stage is computed anew",
             ) from None
@@ -172,6 +206,10 @@ class Store:
         storage = Storage.open(url)
         return cls(storage, storage.url)
 
+    def afresh(self) -> Store:
+        """The same store without what was found before: an artifact may have been collected meanwhile."""
+        return Store(self.storage, self.url)
+
     def find(self, kind: str, fingerprint: str) -> Manifest | None:
         """The manifest, or None if the artifact is not finished; one request, none once it was found."""
         key = f"{kind}/{fingerprint}/manifest.json"
@@ -229,14 +267,19 @@ class Store:
     ) -> dict[str, File]:
         """First half of `publish`, done where the files are: bring them to the attempt's place, and say what they are.
 
-        Files that lie in place already are not copied. Nothing is published yet.
+        Files that lie in place already are not copied, so after a failure it may be called again to bring the rest.
+        On a local disk all is there for good when it returns. Nothing is published yet.
         """
         files = describe(directory, undeclared)
         prefix = attempt_prefix(kind, fingerprint, attempt)
         place = self.storage.local(prefix)
         if place is None or place.resolve() != directory.resolve():
+            there = {info.key.removeprefix(f"{prefix}/"): info.size for info in self.storage.list(prefix)}
+            missing = [name for name, file in files.items() if there.get(name) != file.size]
             with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda n: self.storage.put(f"{prefix}/{n}", directory / n), files))
+                list(pool.map(lambda n: self.storage.put(f"{prefix}/{n}", directory / n), missing))
+        if place is not None:
+            _settle(place, () if place.resolve() == directory.resolve() else files)
         return files
 
     def commit(self, manifest: Manifest, check: Callable[[], None] | None = None) -> Manifest:
@@ -245,21 +288,30 @@ class Store:
         if check is not None:
             check()
         key = f"{manifest.kind}/{manifest.fingerprint}/manifest.json"
-        self.storage.create(key, data)
-        path = self.storage.local(key)
-        if path is not None:
-            sync(path)
-            sync(path.parent)
+        self.storage.create(key, data, durable=True)
         # Read back in every case: the one already there wins, and after a lost answer ours may be that one.
         return self._cache.setdefault(key, Manifest.from_json(self.storage.get(key), self.storage.where(key)))
 
     def manifests(self, kind: str | None = None) -> Iterator[Manifest]:
-        """All finished artifacts, newest last."""
+        """All finished artifacts, newest last; damaged manifests are passed over (`survey` names them)."""
+        return iter(self.survey(kind)[0])
+
+    def survey(self, kind: str | None = None) -> tuple[list[Manifest], dict[str, DamagedError]]:
+        """All finished artifacts, newest last, and by fingerprint what is wrong with manifests that are damaged."""
         kinds = [kind] if kind else [k for k in self.storage.children("") if k not in RESERVED]
-        places = [(k, fingerprint) for k in kinds for fingerprint in self.storage.children(k)]
-        with ThreadPoolExecutor(16) as pool:
-            found = [m for m in pool.map(lambda place: self.find(*place), places) if m is not None]
-        return iter(sorted(found, key=lambda m: (m.finished, m.fingerprint)))
+        with ThreadPoolExecutor(READERS) as pool:
+            listed = pool.map(self.storage.children, kinds)
+            places = [(k, fingerprint) for k, below in zip(kinds, listed) for fingerprint in below]
+            found = list(pool.map(self._look, places))
+        finished = [manifest for manifest in found if isinstance(manifest, Manifest)]
+        damaged = {place[1]: error for place, error in zip(places, found) if isinstance(error, DamagedError)}
+        return sorted(finished, key=lambda m: (m.finished, m.fingerprint)), damaged
+
+    def _look(self, place: tuple[str, str]) -> Manifest | DamagedError | None:
+        try:
+            return self.find(*place)
+        except DamagedError as error:
+            return error
 
 
 def new_attempt() -> str:
@@ -308,13 +360,14 @@ def cache_root() -> Path:
     return Path(os.environ.get("ORCH_CACHE") or Path.home() / ".cache" / "orch")
 
 
-def sync(path: Path) -> None:
-    """Put a file or a directory's entries on the disk for good: survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _settle(place: Path, names: Iterable[str]) -> None:
+    """Put these files and all directories' entries of an attempt on the disk for good."""
+    for name in names:
+        sync(place / name)
+    for folder in [folder for folder in place.rglob("*") if folder.is_dir()]:
+        sync(folder)
+    for folder in (place, *place.parents[:3]):  # attempts, fingerprint, kind
+        sync(folder)
 
 
 def _hash(path: Path, sync: bool) -> File:

@@ -24,8 +24,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from orchestrator.io.redact import redact
 from orchestrator.io.storage import Storage
-from orchestrator.store.segments import SegmentReader, SegmentWriter
+from orchestrator.store.segments import SegmentReader, SegmentWriter, compact
 
 TYPES = ("progress", "report", "message", "resumed", "phase", "system")
 
@@ -36,7 +37,8 @@ Event = dict[str, Any]
 def to_line(type: str, fields: Mapping[str, Any]) -> bytes:
     """An event of one of `TYPES` that happens now, as a line of JSON."""
     assert type in TYPES, type
-    return json.dumps({"t": time.time(), "type": type, **fields}, default=_plain, skipkeys=True).encode() + b"\n"
+    line = json.dumps({"t": time.time(), "type": type, **fields}, default=_plain, skipkeys=True)
+    return (redact(line) if type == "message" else line).encode() + b"\n"
 
 
 class EventWriter:
@@ -77,7 +79,20 @@ class EventReader:
 
     def poll(self) -> list[Event]:
         """The events that came since the last call, in order, over all generations; [] if none."""
-        return [json.loads(line) for segment in self._segments.poll() for line in segment.splitlines()]
+        return [event for _, event in self.numbered()]
+
+    def numbered(self) -> list[tuple[int, Event]]:
+        """The same, each with the generation, that is the attempt, that wrote it."""
+        return [
+            (segment.generation, json.loads(line))
+            for segment in self._segments.poll()
+            for line in segment.data.splitlines()
+        ]
+
+
+def compact_events(storage: Storage, fingerprint: str) -> int:
+    """Pack the events of a stage that is final (`segments.compact`); how many objects that were deleted."""
+    return compact(storage, fingerprint, "events", ".jsonl")
 
 
 def curves(events: Iterable[Event]) -> dict[str, list[tuple[int, float]]]:

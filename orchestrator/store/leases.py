@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
-import socket
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from orchestrator.errors import LeaseLostError, OrchError
 from orchestrator.io.storage import Storage
 from orchestrator.store.artifacts import Store
+from orchestrator.store.process import Process, this_process
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +42,7 @@ class Owner:
 
     def is_dead(self) -> bool:
         """True where it can be known here that the process is gone; False if alive or on another machine."""
-        same_machine = (self.host, self.boot) == (socket.gethostname(), _boot())
-        return same_machine and _pid_started(self.pid) != self.pid_started
+        return Process(self.host, self.boot, self.pid, self.pid_started).alive() is False
 
 
 @dataclass(frozen=True)
@@ -114,25 +110,23 @@ class Lease:
                 self._write(self.owner)
             except LeaseLostError:
                 return
-            except OrchError as error:  # the store may come back; whoever publishes checks again
+            except Exception as error:  # the store may come back; whoever publishes checks again
                 log.warning("lease of %s: no heartbeat: %s", self.fingerprint, error)
 
 
-def acquire(store: Store, fingerprint: str, ttl_s: float = 30) -> Lease | Held:
+def acquire(store: Store, fingerprint: str, ttl_s: float = 30, id: str | None = None) -> Lease | Held:
     """Take the lease of a fingerprint under the next generation, or say who has it.
 
     Args:
         store: where.
         fingerprint: of the stage.
         ttl_s: seconds without a heartbeat after which another machine may take over; a heartbeat comes each third.
+        id: names this one intention; who tries again under it after a failure gets what his first try had won.
     """
     storage = store.storage
     owner = Owner(
-        id=secrets.token_hex(8),
-        host=socket.gethostname(),
-        boot=_boot(),
-        pid=os.getpid(),
-        pid_started=_pid_started(os.getpid()) or "",
+        id=id or secrets.token_hex(8),
+        **this_process().record(),
         created=time.time(),
         ttl_s=ttl_s,
     )
@@ -140,13 +134,17 @@ def acquire(store: Store, fingerprint: str, ttl_s: float = 30) -> Lease | Held:
     while True:
         generation = current_generation(storage, fingerprint)
         if generation:
-            held = _held(storage, fingerprint, generation, owner.id)
-            if held is not None:
-                return held
-        key = _key(fingerprint, generation + 1)
-        # The second half: our own first try may have won although its answer was lost.
-        if storage.create(key, data) or storage.get(key) == data:
+            held = _held(storage, fingerprint, generation)
+            if held is not None:  # it may be our own first try, which won although its answer was lost
+                return Lease(storage, fingerprint, generation, held.by) if held.by.id == owner.id else held
+        if storage.create(_key(fingerprint, generation + 1), data):
             return Lease(storage, fingerprint, generation + 1, owner)
+
+
+def holder(storage: Storage, fingerprint: str) -> Held | None:
+    """Who works on a fingerprint now, or None; takes nothing."""
+    generation = current_generation(storage, fingerprint)
+    return _held(storage, fingerprint, generation) if generation else None
 
 
 def current_generation(storage: Storage, fingerprint: str) -> int:
@@ -161,15 +159,18 @@ def ensure_current(storage: Storage, fingerprint: str, generation: int) -> None:
         raise _lost(fingerprint, generation)
 
 
-def _held(storage: Storage, fingerprint: str, generation: int, probe: str) -> Held | None:
+def _held(storage: Storage, fingerprint: str, generation: int) -> Held | None:
     """Who holds that generation; None if it may be taken over."""
     key = _key(fingerprint, generation)
-    by = Owner(**json.loads(storage.get(key)))
+    try:
+        by = Owner(**json.loads(storage.get(key)))
+    except (ValueError, TypeError):  # torn by a power cut, which ended its holder too
+        return None
     if by.released or by.is_dead():
         return None
     heartbeat = storage.head(key)
     assert heartbeat is not None, "leases are not deleted"
-    probe_key = f"leases/{fingerprint}/probe-{probe}"
+    probe_key = f"leases/{fingerprint}/probe-{secrets.token_hex(8)}"
     storage.put(probe_key, b"")
     now = storage.head(probe_key)
     storage.delete(probe_key)
@@ -187,29 +188,3 @@ def _lost(fingerprint: str, generation: int) -> LeaseLostError:
         f"another process has taken over {fingerprint[:12]} (this one had generation {generation})",
         "nothing is lost: the other process goes on from the last checkpoint; see `orch status`",
     )
-
-
-def _boot() -> str:
-    """Identity of the machine's boot and of the process namespace."""
-    if sys.platform != "linux":
-        import psutil
-
-        return str(int(psutil.boot_time()))
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _pid_started(pid: int) -> str | None:
-    """When a process began, in the kernel's own count (a pid may be given again); None if it is dead or a zombie."""
-    if sys.platform != "linux":
-        import psutil
-
-        try:
-            return str(psutil.Process(pid).create_time())
-        except psutil.Error:
-            return None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, started = fields[0], fields[19]
-    return None if state in "ZX" else started

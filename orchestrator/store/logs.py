@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 import threading
 
+from orchestrator.io.redact import redact
 from orchestrator.io.storage import Storage
-from orchestrator.store.segments import SegmentReader, SegmentWriter
+from orchestrator.store.segments import SegmentReader, SegmentWriter, compact, near_end
 
 
 class LogWriter(io.TextIOBase):
@@ -32,7 +33,7 @@ class LogWriter(io.TextIOBase):
         with self._lock:
             whole, newline, self._line = (self._line + text).rpartition("\n")
             if newline:
-                self._segments.write((whole + newline).encode(errors="replace"))
+                self._segments.write(redact(whole + newline).encode(errors="replace"))
         return len(text)
 
     def flush(self) -> None:
@@ -43,7 +44,7 @@ class LogWriter(io.TextIOBase):
         if not self.closed:
             with self._lock:
                 if self._line:
-                    self._segments.write(self._line.encode(errors="replace") + b"\n")
+                    self._segments.write(redact(self._line).encode(errors="replace") + b"\n")
                     self._line = ""
             self._segments.close()
         super().close()
@@ -62,4 +63,24 @@ class LogReader:
 
     def poll(self) -> str:
         """The text that came since the last call; "" if none."""
-        return b"".join(self._segments.poll()).decode(errors="replace")
+        return "".join(text for _, text in self.parts())
+
+    def parts(self) -> list[tuple[int, str]]:
+        """The same by generation, that is by attempt: [(generation, text)]."""
+        found: list[tuple[int, list[bytes]]] = []
+        for segment in self._segments.poll():
+            if not found or found[-1][0] != segment.generation:
+                found.append((segment.generation, []))
+            found[-1][1].append(segment.data)
+        return [(generation, b"".join(data).decode(errors="replace")) for generation, data in found]
+
+
+def last_lines(storage: Storage, fingerprint: str, count: int) -> list[str]:
+    """The last lines of a stage's log, of its last attempt, without reading the rest."""
+    position = near_end(storage, fingerprint, "logs", back=5)
+    return LogReader(storage, fingerprint, position).poll().splitlines()[-count:]
+
+
+def compact_logs(storage: Storage, fingerprint: str) -> int:
+    """Pack the log of a stage that is final (`segments.compact`); how many objects that were deleted."""
+    return compact(storage, fingerprint, "logs")

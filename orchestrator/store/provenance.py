@@ -1,7 +1,6 @@
 """Where a result came from, as far as it is not identity: code, packages, machine, command line.
 
-Kept in each manifest. Nothing here enters a fingerprint, and nothing here may hold a secret: values of environment
-variables that look like one, passwords in addresses and arguments are replaced by `***`.
+Kept in each manifest. Nothing here enters a fingerprint, and nothing here may hold a secret (io/redact.py).
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from orchestrator.io.redact import redact, redact_arguments
 
 PACKAGES = (
     "orch",
@@ -39,14 +39,6 @@ PACKAGES = (
 
 DIFF_BYTES = 256 << 10
 """An uncommitted difference is kept up to this length."""
-
-_SECRET = r"(?:secret|token|password|passwd|credentials?|api[_-]?key|access[_-]?key)"
-_SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
-_USERINFO = re.compile(r"(://)[^/\s@]+@")
-# In code most things called token are none: only a long value with a digit in it is taken for a secret.
-_LITERAL = re.compile(_SECRET + r"""['"]?\s*[=:]\s*['"]?(?=[\w+/-]*\d)([\w+/-]{16,})""", re.IGNORECASE)
-_OPTION = re.compile(rf"(--[\w-]*{_SECRET}=|[\w.]*{_SECRET}=).+", re.IGNORECASE)
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -98,25 +90,6 @@ def host() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
     }
-
-
-def redact_arguments(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
-    """A command line as `redact` has it, and `***` for the argument after an option that is named like a secret."""
-    result: list[str] = []
-    follows = False
-    for argument in argv:
-        result.append("***" if follows else _OPTION.sub(r"\1***", redact(argument, environment)))
-        follows = argument.startswith("--") and "=" not in argument and bool(_SECRET_NAME.search(argument))
-    return result
-
-
-def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text with `***` for secrets: values of variables named so, user:password@, long literals, AWS key ids."""
-    for name, value in (os.environ if environment is None else environment).items():
-        if _SECRET_NAME.search(name) and len(value) >= 6:
-            text = text.replace(value, "***")
-    text = _LITERAL.sub(lambda match: match[0].replace(match[1], "***"), text)
-    return _KEY_ID.sub("***", _USERINFO.sub(r"\1***@", text))
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

@@ -1,9 +1,8 @@
 """Runs: one a submission, what was asked for and how far it came.
 
     <root>/runs/<run>/recipe.yaml  plan.json     written once
-    <root>/runs/<run>/state.json                 rewritten by the engine of that run
+    <root>/runs/<run>/state.json                 rewritten by the engine of that run, also as its sign of life
     <root>/runs/<run>/cancel                     created by whoever wants it to stop; the engine looks for it
-    <root>/runs/<run>/kept                       created to protect the run's artifacts
 
 A run's id begins with its time (UTC), so that ids sort by age. Results are not here: they are artifacts, and runs
 share them.
@@ -11,18 +10,23 @@ share them.
 
 from __future__ import annotations
 
+import calendar
 import json
-import os
 import re
 import secrets
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.io.redact import redact
 from orchestrator.store.artifacts import Store
+from orchestrator.store.keep import find_kept
+from orchestrator.store.process import recorded
+
+SILENT_BEATS = 12
+"""So many missed signs of life: a store that is away for a minute, or clocks that differ by one, mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Run:
     @property
     def started(self) -> float:
         """Unix seconds, from the id."""
-        return time.mktime(time.strptime(self.id[:15], "%Y%m%d-%H%M%S")) - time.timezone
+        return float(calendar.timegm(time.strptime(self.id[:15], "%Y%m%d-%H%M%S")))
 
     def recipe(self) -> str:
         """The resolved recipe, as YAML."""
@@ -69,14 +73,6 @@ class Run:
         """Whether somebody asked the run to stop."""
         return self.store.storage.head(self._key("cancel")) is not None
 
-    def keep(self) -> None:
-        """Protect the run's artifacts from collection."""
-        self.store.storage.create(self._key("kept"), b"")
-
-    def kept(self) -> bool:
-        """Whether the run's artifacts are protected."""
-        return self.store.storage.head(self._key("kept")) is not None
-
     def _key(self, name: str) -> str:
         return f"runs/{self.id}/{name}"
 
@@ -90,7 +86,7 @@ def create_run(store: Store, name: str, recipe: str, plan: Mapping[str, Any]) ->
     while True:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         run = Run(store, f"{stamp}-{slug}-{secrets.token_hex(2)}")
-        if store.storage.create(f"runs/{run.id}/recipe.yaml", recipe.encode()):
+        if store.storage.create(f"runs/{run.id}/recipe.yaml", redact(recipe).encode()):
             store.storage.put(f"runs/{run.id}/plan.json", _json(plan))
             return run
 
@@ -102,8 +98,13 @@ def list_runs(store: Store) -> list[Run]:
 
 
 def find_run(store: Store, which: str = "last") -> Run:
-    """A run by its id, by a part of it that only one run has, or "last"; UserError with the candidates otherwise."""
+    """A run by its id, by a part of it that only one run has, by the name it is kept under, or "last"; UserError with
+    the candidates otherwise.
+    """
     runs = list_runs(store)
+    kept = find_kept(store.storage, which)
+    if kept is not None and kept.run is not None:
+        which = kept.run
     if which == "last":
         found = runs[:1]
     else:
@@ -118,18 +119,23 @@ def find_run(store: Store, which: str = "last") -> Run:
     raise UserError(f"no run '{which}' in {store.url}", f"the newest are: {candidates}")
 
 
-def engine_is_gone(state: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote this state has ended, as far as this machine can tell."""
-    if state.get("host") != socket.gethostname() or "pid" not in state:
-        return False
-    try:
-        os.kill(state["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+def engine_is_gone(state: Mapping[str, Any], now: float | None = None) -> bool:
+    """Whether the process that wrote this state has ended: known on its own machine, else judged by its silence.
+
+    Args:
+        now: Unix seconds; an engine elsewhere counts as gone when it has missed some ten signs of life.
+    """
+    engine = recorded(state)
+    alive = engine.alive() if engine is not None else None
+    if alive is not None:
+        return not alive
+    return silence_s(state, now) > SILENT_BEATS * state.get("beat_s", 10.0)
+
+
+def silence_s(state: Mapping[str, Any], now: float | None = None) -> float:
+    """Seconds since the engine wrote this state (it does so every `beat_s`); by two machines' clocks."""
+    return (time.time() if now is None else now) - state.get("t", 0.0)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
+    return redact(json.dumps(value, indent=2)).encode() + b"\n"

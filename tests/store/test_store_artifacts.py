@@ -293,13 +293,15 @@ KILLED = """
     from test_store_artifacts import draft, write
     store = Store.open(sys.argv[2])
     at = sys.argv[3]
-    die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    directory = write(store.attempt_dir("pretrain", "f" * 64, "a1"))
+    die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    directory = store.attempt_dir("pretrain", "f" * 64, "a1")
+    if at != "in the upload":
+        write(directory)
     if at == "before the upload":
         die()
     if at == "in the upload":
         put = type(store.storage).put
-        type(store.storage).put = lambda s, key, data: die() if "table" in key else put(s, key, data)
+        type(store.storage).put = lambda s, key, data, **how: die() if "table" in key else put(s, key, data, **how)
     if at == "before the manifest":
         type(store.storage).create = die
     elsewhere = write(Path(sys.argv[4]))

@@ -59,21 +59,27 @@ def test_latest(storage, saved, expected):
     assert found(place(storage, 99)) == expected
 
 
-def test_a_half_written_checkpoint_does_not_exist(storage, monkeypatch):
+class Killed(BaseException):
+    """Nothing that the code could tidy up after."""
+
+
+@pytest.mark.parametrize("how", [Killed(), OrchError("disk full")], ids=["killed", "full"])
+def test_a_half_written_checkpoint_does_not_exist(storage, how, monkeypatch):
     store = place(storage)
     store.save(64, {"x": b"1"})
     put = Storage.put
 
-    def failing(self, key, data):
+    def failing(self, key, data, *args):
         if key.endswith("b"):
-            raise OrchError("the store is down")
-        put(self, key, data)
+            raise how
+        put(self, key, data, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "put", failing)
-        with pytest.raises(OrchError):
+        with pytest.raises(type(how)):
             store.save(128, {"a": b"1", "b": b"2"})
-    assert storage.head("work/f/1/ckpt-128/a") is not None
+    left = storage.head("work/f/1/ckpt-128/a") is not None
+    assert left == isinstance(how, Killed), "what a full disk has no room for must not fill it"
     assert found(store) == (64, 1)
     store.save(128, {"a": b"1", "b": b"2"})
     assert found(store) == (128, 1)
@@ -150,3 +156,15 @@ def test_clear_removes_checkpoints_of_all_generations_complete_or_not_and_nothin
     place(storage, 2).clear()
     assert [i.key for i in storage.list("work")] == ["work/f/2/events/0.jsonl"]
     assert place(storage, 3).latest() is None
+
+
+def test_an_overtaken_writer_deletes_nothing(storage):
+    store = place(storage)
+    for samples in (1, 2, 3):
+        store.save(samples, {"x": b""})
+    storage.put("leases/f/2", b"{}")
+    store.prune(1)
+    assert [ref.samples for ref in store.complete()] == [1, 2, 3]
+    place(storage, 2).save(4, {"x": b""})
+    place(storage, 2).prune(1)
+    assert [ref.samples for ref in store.complete()] == [1, 2, 3, 4]

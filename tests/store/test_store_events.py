@@ -14,8 +14,8 @@ import pytest
 from orchestrator.errors import OrchError
 from orchestrator.io.storage import Storage
 from orchestrator.store import segments
-from orchestrator.store.events import EventReader, EventWriter, curves
-from orchestrator.store.logs import LogReader, LogWriter
+from orchestrator.store.events import EventReader, EventWriter, compact_events, curves
+from orchestrator.store.logs import LogReader, LogWriter, compact_logs
 
 
 @pytest.fixture
@@ -273,3 +273,187 @@ def test_a_flush_after_each_line_does_not_make_a_segment_each(storage):
         for number in range(50):
             print(number, file=log, flush=True)
     assert len(list(storage.list("work/f/1/logs"))) == 1
+
+
+# Compaction: readers see each segment once and in order, whatever happens meanwhile.
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def fill(storage: Storage, generations: dict[int, int]) -> list[int]:
+    """Generations with so many segments of one event; the events' sample counts in order."""
+    expected = []
+    for generation, count in generations.items():
+        with writer(storage, generation) as events:
+            for number in range(count):
+                emit(events, 100 * generation + number)
+                events.flush()
+                expected.append(100 * generation + number)
+    return expected
+
+
+def after(storage: Storage, calls: int, do) -> Storage:
+    """The same storage, whose user is interrupted by `do` before its call number `calls`."""
+    opened = Storage.open(storage.url)
+    left = [calls]
+
+    def wrapped(method):
+        def call(*arguments):
+            left[0] -= 1
+            if left[0] == 0:
+                do()
+            return method(*arguments)
+
+        return call
+
+    for name in ("get", "create", "delete", "list", "children", "put"):
+        setattr(opened, name, wrapped(getattr(opened, name)))
+    return opened
+
+
+def calls(storage: Storage) -> range:
+    """Numbers of calls to interrupt at: each, on S3 some of them."""
+    return range(1, 200, 5 if storage.url.startswith("s3") else 1)
+
+
+def one_by_one(monkeypatch) -> None:
+    monkeypatch.setattr(segments, "READ_AHEAD", 1)
+
+
+def kill() -> None:
+    raise Killed
+
+
+GENERATIONS = {1: 5, 3: 6}
+
+
+def test_a_compacted_stream_reads_as_before_from_every_position(storage):
+    expected = fill(storage, GENERATIONS)
+    positions = [(generation, n) for generation, count in GENERATIONS.items() for n in range(count)]
+    reader = EventReader(storage, "f")
+    assert compact_events(storage, "f") == 11
+    assert len(list(storage.list("work/f"))) == 2
+    assert samples(reader.poll()) == expected
+    for read, position in enumerate(positions):
+        assert samples(EventReader(storage, "f", position).poll()) == expected[read:]
+    assert compact_events(storage, "f") == 0
+
+
+def test_packs_hold_a_bounded_amount_and_a_writer_goes_on_after_them(storage, monkeypatch):
+    expected = fill(storage, {1: 12})
+    monkeypatch.setattr(segments, "PACK_BYTES", 3 * len(storage.get("work/f/1/events/0.jsonl")) + 20)
+    compact_events(storage, "f")
+    packs = [info.key.rpartition("/")[2] for info in storage.list("work/f/packed/events/1")]
+    assert sorted(packs) == ["0-3.jsonl", "3-6.jsonl", "6-9.jsonl", "9-12.jsonl"]
+    expected += fill(storage, {1: 5})
+    assert storage.head("work/f/1/events/16.jsonl") is not None
+    assert samples(EventReader(storage, "f").poll()) == expected
+    compact_events(storage, "f")
+    assert samples(EventReader(storage, "f").poll()) == expected
+
+
+def test_few_segments_are_left_as_they_are(storage):
+    fill(storage, {1: segments.WORTH_PACKING - 1})
+    assert compact_events(storage, "f") == 0
+
+
+def test_a_compaction_killed_at_any_call_loses_nothing_and_can_be_repeated(storage, monkeypatch):
+    one_by_one(monkeypatch)
+    for call in calls(storage):
+        fingerprint = f"f{call}"
+        with EventWriter(storage, fingerprint, 1, 3600) as events:
+            for number in range(5):
+                emit(events, number)
+                events.flush()
+        try:
+            compact_events(after(storage, call, kill), fingerprint)
+            break
+        except Killed:
+            pass
+        assert samples(EventReader(storage, fingerprint).poll()) == list(range(5))
+        compact_events(storage, fingerprint)
+        assert samples(EventReader(storage, fingerprint).poll()) == list(range(5))
+        assert len(list(storage.list(f"work/{fingerprint}"))) == 1
+    assert call > 10
+
+
+@pytest.mark.parametrize("generations", [{1: 5}, GENERATIONS], ids=["one", "two"])
+def test_a_reader_in_the_middle_of_which_all_is_packed_reads_each_event_once(storage, monkeypatch, generations):
+    one_by_one(monkeypatch)
+    for call in calls(storage):
+        for info in list(storage.list("work/f")):
+            storage.delete(info.key)
+        expected = fill(storage, generations)
+        packed: list[int] = []
+        reader = EventReader(
+            after(storage, call, lambda packed=packed: packed.append(compact_events(storage, "f"))), "f"
+        )
+        first = samples(reader.poll())
+        assert first == expected, f"packed before call {call}"
+        assert reader.poll() == []
+        if not packed:
+            break
+    assert call > 5
+
+
+def test_a_reader_polling_between_the_steps_of_a_compaction_reads_each_event_once(storage, monkeypatch):
+    """The other way round: the reader stands anywhere, and the compaction goes on step by step under it."""
+    one_by_one(monkeypatch)
+    expected = fill(storage, GENERATIONS)
+    readers = [
+        (EventReader(storage, "f", position), read) for position, read in (((0, 0), 0), ((1, 3), 3), ((3, 2), 7))
+    ]
+    seen = [[] for _ in readers]
+
+    def look() -> None:
+        for (reader, _), found in zip(readers, seen, strict=True):
+            found += samples(reader.poll())
+
+    opened = Storage.open(storage.url)
+    for name in ("get", "create", "delete"):
+        method = getattr(opened, name)
+        setattr(opened, name, lambda *a, method=method: (look(), method(*a))[1])
+    compact_events(opened, "f")
+    look()
+    assert seen == [expected[read:] for _, read in readers]
+
+
+def test_two_compactions_at_once_lose_nothing(storage, monkeypatch):
+    one_by_one(monkeypatch)
+    for call in calls(storage):
+        for info in list(storage.list("work/f")):
+            storage.delete(info.key)
+        expected = fill(storage, {1: 5})
+        done = []
+        compact_events(after(storage, call, lambda done=done: done.append(compact_events(storage, "f"))), "f")
+        assert samples(EventReader(storage, "f").poll()) == expected
+        if not done:
+            break
+    assert call > 10
+
+
+def test_a_reader_at_the_end_asks_for_no_more_than_it_must(storage):
+    fill(storage, {1: 5})
+    opened = Storage.open(storage.url)
+    reader = EventReader(opened, "f")
+    reader.poll()
+    calls = []
+    for name in ("get", "list", "children", "head"):
+        method = getattr(opened, name)
+        setattr(opened, name, lambda *a, name=name, method=method: (calls.append(name), method(*a))[1])
+    assert reader.poll() == []
+    assert calls == ["children", "get"]
+
+
+def test_a_log_tells_its_attempts_apart_also_when_packed(storage):
+    for generation in (1, 2):
+        with LogWriter(storage, "f", generation, 3600) as log:
+            for number in range(4):
+                log.write(f"{generation}.{number}\n")
+                log._segments.flush()
+    before = LogReader(storage, "f").parts()
+    assert before == [(1, "1.0\n1.1\n1.2\n1.3\n"), (2, "2.0\n2.1\n2.2\n2.3\n")]
+    assert compact_logs(storage, "f") == 8
+    assert LogReader(storage, "f").parts() == before

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from orchestrator.errors import LeaseLostError
+from orchestrator.errors import LeaseLostError, OrchError
 from orchestrator.store import leases
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Held, Lease, Owner, acquire, current_generation, ensure_current
@@ -190,16 +190,15 @@ def test_the_heartbeat_keeps_a_lease_alive_and_its_content_the_same(local_store)
     assert Owner(**json.loads(path.read_bytes())).released
 
 
-def test_a_heartbeat_survives_a_store_that_fails_for_a_while(local_store, monkeypatch, caplog):
-    from orchestrator.errors import OrchError
-
+@pytest.mark.parametrize("error", [OrchError("the store is down"), OSError("no such device"), ValueError("a bug")])
+def test_a_heartbeat_survives_a_store_that_fails_for_a_while(error, local_store, monkeypatch, caplog):
     lease = acquire(local_store, "f", ttl_s=0.03)
     put, failed = type(lease._storage).put, threading.Event()
 
     def flaky(storage, key, data):
         if not failed.is_set():
             failed.set()
-            raise OrchError("the store is down")
+            raise error
         put(storage, key, data)
 
     path = local_store.storage.local("leases/f/1")

@@ -13,8 +13,6 @@ from orchestrator.store.provenance import (
     host,
     packages,
     provenance,
-    redact,
-    redact_arguments,
 )
 
 
@@ -74,30 +72,6 @@ def test_a_folder_outside_of_git_or_not_tracked_has_no_commit(checkout, tmp_path
     installed.mkdir(parents=True)
     (installed / "x.py").write_text("")
     assert code(installed) == {}
-
-
-REDACTED = {
-    "variable": ("x hunter22 y", {"MY_SECRET": "hunter22"}, "x *** y"),
-    "short values stay": ("a 1 b", {"USE_TOKEN": "1"}, "a 1 b"),
-    "other variables stay": ("/home/me", {"HOME": "/home/me"}, "/home/me"),
-    "user in an address": ("https://me:pass@host/x", {}, "https://***@host/x"),
-    "literal": ("hf_token = 'hf_0123456789abcdef'", {}, "hf_token = '***'"),
-    "yaml": ("api_key: 0123456789abcdef", {}, "api_key: ***"),
-    "code": ("tokenizer = get_tokenizer(name_16)", {}, "tokenizer = get_tokenizer(name_16)"),
-    "aws key id": ("id AKIAABCDEFGHIJKLMNOP.", {}, "id ***."),
-    "plain": ("orch submit recipe.yaml -s stages.a.steps=5", {}, "orch submit recipe.yaml -s stages.a.steps=5"),
-    "tokens are no token": ("num_tokens: 77", {}, "num_tokens: 77"),
-}
-
-
-@pytest.mark.parametrize(("text", "environment", "expected"), REDACTED.values(), ids=REDACTED)
-def test_redact(text, environment, expected):
-    assert redact(text, environment) == expected
-
-
-def test_the_argument_after_a_secret_option_is_redacted():
-    arguments = ["orch", "--api-key", "abcd", "submit", "--password=x", "-s", "a=1"]
-    assert redact_arguments(arguments, {}) == ["orch", "--api-key", "***", "submit", "--password=***", "-s", "a=1"]
 
 
 def test_provenance_is_json_with_versions_and_machine(monkeypatch):

@@ -50,14 +50,6 @@ def test_a_run_is_cancelled_once(store):
     assert not other.cancelled()
 
 
-def test_a_run_may_be_kept(store):
-    run = create_run(store, "x", "", {})
-    assert not run.kept()
-    run.keep()
-    run.keep()
-    assert run.kept()
-
-
 def test_runs_are_listed_newest_first(store, clock):
     made = [create_run(store, name, "", {}).id for name in ("z", "a", "m")]
     assert [run.id for run in list_runs(store)] == made[::-1]
