@@ -34,7 +34,7 @@ import numpy as np
 
 from orchestrator.data.shards import Shards
 from orchestrator.data.tables import bytes_column, write_table
-from orchestrator.errors import DataError, UserError
+from orchestrator.errors import UserError
 from orchestrator.io.storage import Storage
 
 if TYPE_CHECKING:
@@ -225,6 +225,12 @@ class Dataset:
         """The samples at these positions of the selection, in this order."""
         return Dataset(self.name, self._tables, self._shards, self._rows[np.asarray(rows, np.int64)])
 
+    def check_shards(self) -> None:
+        """DataError if a shard is gone, or has not the size that it was indexed with. For the start of a stage: the
+        same size with other bytes is found when they are read.
+        """
+        self._shards.check([size for _, size in self._tables.description["shards"]])
+
     def images(self, rows: Rows) -> list[bytes]:
         """Encoded images by position in the selection, each checked against its digest; DataError if it changed."""
         wanted = self._rows[np.asarray(rows, np.int64)]
@@ -238,10 +244,7 @@ class Dataset:
             found.update(zip(places, ranges))
         for place, image in found.items():
             if hashlib.sha256(image).digest()[:16] != self._tables.image_digest[wanted[place]].tobytes():
-                raise DataError(
-                    f"{self.describe(rows[place])} is not the image that was indexed: the shard has changed",
-                    "restore the shard, or index it as it is now: `orch submit --rerun` of the dataset stage",
-                )
+                raise self._shards.changed(f"{self.describe(rows[place])} is not the image that was indexed")
         return [found[place] for place in range(len(wanted))]
 
     def read(self, rows: Rows) -> list[Sample]:
@@ -252,13 +255,13 @@ class Dataset:
 
     def describe(self, row: int) -> str:
         """A sample for messages: its uid, shard and key."""
-        at = self._rows[row]
+        at = int(self._rows[row])
         shard = self._shards.names[int(self._tables.places[0][at])]
-        return f"sample {self.uids[row]} ({shard}, key {self._tables.column('key')[int(at)].as_py()})"
+        return f"sample {self.uids[row]} ({shard}, key {self._tables.column('key')[at].as_py()})"
 
 
 def _shards(location: Mapping[str, Any], artifact: Handle, description: Mapping[str, Any]) -> Shards:
-    """The shards by what location.json says: in the package, at a URL, or inside the artifact that wrote it."""
+    """The shards by what location.json says: in the package, at a URL, or copied into the store."""
     names = [name for name, _ in description["shards"]]
     if "builtin" in location:
         from orchestrator.data.sets import SETS
@@ -266,7 +269,7 @@ def _shards(location: Mapping[str, Any], artifact: Handle, description: Mapping[
         return Shards(Storage.open(str(SETS[location["builtin"]])), "", names)
     if "url" in location:
         return Shards(Storage.open(location["url"]), "", names)
-    return Shards(artifact.store.storage, f"{artifact.manifest.prefix}/{location['copied']}/", names)
+    return Shards(artifact.store.storage, f"{location['copied']}/", names)
 
 
 def write_description(out: Path, description: Mapping[str, Any]) -> None:

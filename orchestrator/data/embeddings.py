@@ -18,6 +18,7 @@ once, several facets describe one caption, codes are an array of dtype uint16, a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,15 +75,18 @@ class About:
 
 
 class Array:
-    """One array of features being written: a file of its final size, filled row by row in any order.
+    """One array of features being written: a file of its final size, filled row by row in any order. OSError if the
+    disk has no room for it.
 
     `rows` [count * views]: the array's row of each sample's view; None where each has its own.
     """
 
     def __init__(self, out: Path, name: str, size: int, dims: int, dtype: str, rows: np.ndarray | None = None) -> None:
         self.name, self.rows = name, rows
-        shape = (size, 1, dims)
-        self.values = np.lib.format.open_memmap(out / f"{name}.npy", "w+", DTYPES[dtype], shape)
+        shape, path = (size, 1, dims), out / f"{name}.npy"
+        self.values = np.lib.format.open_memmap(path, "w+", DTYPES[dtype], shape)
+        with path.open("r+b") as file:  # a write to a mapped page for which the disk has no room ends the process
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def __len__(self) -> int:
         return len(self.values)

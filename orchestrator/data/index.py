@@ -20,14 +20,15 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from io import BufferedReader, BytesIO, RawIOBase
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from statistics import median_low
 from typing import IO, TYPE_CHECKING, Any
 
+from orchestrator.data.bad import BadSample, BadSamples
 from orchestrator.data.captions import SLOTS, UNKNOWN
+from orchestrator.data.pictures import PictureTooLarge, open_picture
 from orchestrator.data.tables import FORMATS, LABELS, bytes_column, schemas, write_table
 from orchestrator.io.storage import Storage
 
@@ -36,38 +37,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 IMAGE_SUFFIXES = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
-EXAMPLES = 5
+MAX_NAME = 1024
 READ_BYTES = 8 << 20
 TRUNCATED = "shard is truncated"
-
-
-@dataclass
-class Dropped:
-    """What was left out: reason -> count, and a few examples of each (shard/key)."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, example: str) -> None:
-        """Count one."""
-        self.counts[reason] += 1
-        if len(self.examples.setdefault(reason, [])) < EXAMPLES:
-            self.examples[reason].append(example)
-
-    def merge(self, other: Mapping[str, Any]) -> None:
-        """Add what `as_json` gave elsewhere."""
-        self.counts.update(other["counts"])
-        for reason, examples in other["examples"].items():
-            mine = self.examples.setdefault(reason, [])
-            mine.extend(examples[: EXAMPLES - len(mine)])
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, sorted."""
-        return {"counts": dict(sorted(self.counts.items())), "examples": dict(sorted(self.examples.items()))}
-
-
-class BadSample(Exception):
-    """The reason why a sample cannot be used."""
+NO_TAR = "shard is not a tar archive"
+LOST = "lost with a damaged shard (estimated)"
 
 
 def sample_uid(image_sha256: bytes, caption_sha256: bytes, count: int) -> bytes:
@@ -90,13 +64,13 @@ def index_shard(storage: Storage, key: str) -> pa.Table:
     """Index one tar shard: rows of `part_schema` in tar order; `dropped` in the schema's metadata is JSON."""
     import pyarrow as pa
 
-    dropped = Dropped()
+    dropped = BadSamples()
     rows = list(_rows(storage, key, dropped))
     schema = part_schema().with_metadata({"dropped": json.dumps(dropped.as_json())})
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _rows(storage: Storage, key: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
+def _rows(storage: Storage, key: str, dropped: BadSamples) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     with open_object(storage, key) as file:
         for name, members in _samples(file, key, dropped):
@@ -105,11 +79,13 @@ def _rows(storage: Storage, key: str, dropped: Dropped) -> Iterator[dict[str, An
                     raise BadSample("key comes back later in the shard")
                 seen.add(name)
                 yield _row(file, name, members)
-            except BadSample as reason:
-                dropped.add(str(reason), f"{key}/{name}")
+            except BadSample as bad:
+                dropped.add(bad.reason, f"{key}/{name}")
 
 
-def _samples(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
+def _samples(
+    file: IO[bytes], key: str, dropped: BadSamples
+) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
     """Runs of members with one key: (key, [(suffix, member), ...])."""
     name = ""
     members: list[tuple[str, tarfile.TarInfo]] = []
@@ -136,7 +112,7 @@ def _samples(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tuple[str,
 
 def _refusal(member: tarfile.TarInfo, path: str) -> str | None:
     """Why a member must not be used, or None. Nothing is unpacked, but keys travel on into tables and shards."""
-    if path.startswith("/") or ".." in path.split("/") or "\\" in path:
+    if path.startswith("/") or ".." in path.split("/") or "\\" in path or ":" in path[1:2] or len(path) > MAX_NAME:
         return "hostile member name"
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in path):
         return "hostile member name"
@@ -145,14 +121,14 @@ def _refusal(member: tarfile.TarInfo, path: str) -> str | None:
     return None
 
 
-def _members(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tarfile.TarInfo]:
+def _members(file: IO[bytes], key: str, dropped: BadSamples) -> Iterator[tarfile.TarInfo]:
     """Members of a tar but its folders, up to where it is damaged, which is counted."""
     size = file.seek(0, 2)
     file.seek(0)
     try:
         tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     except (tarfile.TarError, ValueError, EOFError):
-        dropped.add("shard is not a tar archive", key)
+        dropped.add(NO_TAR, key)
         return
     while True:
         try:
@@ -163,7 +139,7 @@ def _members(file: IO[bytes], key: str, dropped: Dropped) -> Iterator[tarfile.Ta
         if member is None:
             break
         tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member otherwise
-        if member.offset_data + member.size > size:
+        if member.offset_data + member.size > size and not member.issparse():  # that one has its own refusal
             dropped.add(TRUNCATED, key)
             return
         if not member.isdir():
@@ -222,7 +198,10 @@ def _facts(content: bytes | None) -> dict[str, Any]:
 def _primary_caption(text: bytes | None, facts: Mapping[str, Any]) -> str:
     try:
         caption = text.decode("utf-8") if text is not None else facts.get("caption")
-        caption = caption.strip() if isinstance(caption, str) else ""
+        caption = "" if caption is None else caption
+        if not isinstance(caption, str):
+            raise BadSample("caption is not text")
+        caption = caption.strip()
         caption.encode()  # json may spell half a surrogate pair
     except UnicodeError:
         raise BadSample("caption is not UTF-8") from None
@@ -251,11 +230,13 @@ def _text(value: Any) -> str | None:
 
 def _size(image: bytes) -> tuple[int, int]:
     """Width and height from the image's header."""
-    from PIL import Image
-
     try:
-        with Image.open(BytesIO(image)) as opened:
+        with open_picture(image) as opened:
             return opened.size
+    except MemoryError:
+        raise
+    except PictureTooLarge:
+        raise BadSample("image is too large") from None
     except Exception:  # PIL's format plugins raise all sorts on bad bytes
         raise BadSample("not an image") from None
 
@@ -306,11 +287,12 @@ def merge(parts: Sequence[Callable[[], pa.Table]], out: Path) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    uids, samples, dropped = [], [], Dropped()
+    uids, samples, dropped = [], [], []
     labels: set[str] = set()
     for part in parts:
         table = part()
-        dropped.merge(json.loads(table.schema.metadata[b"dropped"]))
+        dropped.append(BadSamples())
+        dropped[-1].merge(json.loads(table.schema.metadata[b"dropped"]))
         labels.update(label for label in LABELS if table[label].null_count < len(table))
         uids.append(bytes_column(table["uid"], 16))
         samples.append(bytes_column(table["sample_digest"], 32))
@@ -328,7 +310,21 @@ def merge(parts: Sequence[Callable[[], pa.Table]], out: Path) -> dict[str, Any]:
     uid = bytes_column(_read_uids(out / "index.parquet"), 16)
     digest = content_digest(uid, np.concatenate([*samples, np.empty((0, 32), np.uint8)]))
     columns = {group: f"{group}.parquet" for group in groups if group != "index"}
-    return {"rows": len(uid), "content_digest": digest, "columns": columns, "dropped": dropped.as_json()}
+    left_out = _all_dropped(before, dropped)
+    return {"rows": len(uid), "content_digest": digest, "columns": columns, "dropped": left_out.as_json()}
+
+
+def _all_dropped(kept: Sequence[int], dropped: Sequence[BadSamples]) -> BadSamples:
+    """What all shards lack. Nobody knows what a damaged one held: as much as the whole ones hold in the middle."""
+    sizes = [n + bad.counts.total() for n, bad in zip(kept, dropped)]
+    whole = [size for size, bad in zip(sizes, dropped) if not bad.counts.keys() & {TRUNCATED, NO_TAR}]
+    every = BadSamples()
+    for size, bad in zip(sizes, dropped):
+        every.merge(bad.as_json())
+        for reason in bad.counts.keys() & {TRUNCATED, NO_TAR}:
+            if whole and size < median_low(whole):
+                every.add(LOST, bad.examples[reason][0], median_low(whole) - size)
+    return every
 
 
 def content_digest(uids: np.ndarray, sample_digests: np.ndarray) -> str:

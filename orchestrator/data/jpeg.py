@@ -29,7 +29,7 @@ MARGIN = 2
 
 
 def decode(data: bytes, size: int, config: Augment) -> np.ndarray:
-    """A JPEG to [H, W, 3] uint8, reduced as far as views of `size` pixels allow. DataError if undecodable."""
+    """A JPEG to [H, W, 3] uint8, reduced as far as views of `size` pixels allow. BadSample if undecodable."""
     with decoding():
         image = Image.open(BytesIO(data), formats=["JPEG"])
         width, height = image.size

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.data.bad import BadSample, Tally
 from orchestrator.data.batch import Batch, Views
 from orchestrator.data.captions import CaptionPolicy
 from orchestrator.data.dataset import Caption, Dataset
@@ -61,8 +62,8 @@ class Loader:
         rank, size: this process among the ranks.
         start: samples seen so far, a multiple of `batch`.
         threads: decoding threads.
-        max_bad_samples: how many samples may turn out undecodable (in this process); each is replaced by the next
-            one in the order, wherever it is met. One more, and the loader raises DataError naming it.
+        tally: counts the bad samples of batches that were taken; each is replaced by the next good one in the order,
+            wherever it is met. One more than it allows, and the loader raises its DataError. Default: none is.
         cache_bytes: memory for decoded images.
         prefetch_bytes: memory for batches ahead of the one in use; one is always made ahead.
         pin: whether images and tokens are put into page-locked memory, from which a GPU copies without waiting.
@@ -70,8 +71,6 @@ class Loader:
 
     wait_s: float
     """Seconds the consumer has waited for data since the loader started."""
-    bad_samples: dict[str, str]
-    """uid -> why it could not be decoded, of those replaced so far."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class Loader:
         size: int = 1,
         start: int = 0,
         threads: int = 1,
-        max_bad_samples: int = 0,
+        tally: Tally | None = None,
         cache_bytes: int = 512 << 20,
         prefetch_bytes: int = 1 << 30,
         pin: bool = False,
@@ -100,7 +99,6 @@ class Loader:
                 "lower `batch`, or use more data",
             )
         self.wait_s = 0.0
-        self.bad_samples = {}
         self._dataset, self._uids, self._seed, self._views = dataset, dataset.uids, seed, views
         decides = (seed, augment, captions) if stored is None else (stored.seed, stored.augment, stored.captions)
         self._maker = ViewMaker(*decides, preprocess, tokenizer)
@@ -108,7 +106,8 @@ class Loader:
         self._batch, self._share, self._rank, self._start = batch, batch // size, rank, start
         self._by_uid = np.argsort(dataset.column("uid"), order=("high", "low"))
         self._order = Shuffled(len(dataset), seed)
-        self._max_bad_samples, self._cache_bytes = max_bad_samples, cache_bytes
+        self._tally = tally or Tally(dataset.name, len(dataset))
+        self._cache_bytes = cache_bytes
         self._cache: dict[int, Sample] = {}
         self._lock = threading.Lock()
         self._shape = (self._share, 3, preprocess.image_size, preprocess.image_size)
@@ -130,22 +129,27 @@ class Loader:
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take(self, ahead: deque[Future[Batch]], positions: Iterator[int]) -> Batch:
+    def _take(self, ahead: deque[_Making], positions: Iterator[int]) -> Batch:
         """The next batch; only then another is begun, for a batch may take gigabytes."""
         asked = time.perf_counter()
-        batch = ahead.popleft().result()
+        making = ahead.popleft()
+        batch = making.done.result()
         self.wait_s += time.perf_counter() - asked
+        for _, row, bad in sorted(making.bad, key=lambda met: met[0]):
+            self._tally.meet(self._dataset, row, bad)
+        if batch is None:
+            raise DataError(f"no sample of '{self._dataset.name}' can be used", f"found: {self._tally.found}")
         ahead.append(self._begin(next(positions)))
         return batch
 
-    def _begin(self, start: int) -> Future[Batch]:
+    def _begin(self, start: int) -> _Making:
         """Have this rank's part of the global batch that begins at a position made."""
         firsts = range(0, self._share, self._part)
         images = [self._memory() for _ in range(self._views.images)]
         making = _Making(start + self._rank * self._share, images, self._share, self._views.captions, len(firsts))
         for first in firsts:
             self._pool.submit(self._make, making, range(first, min(first + self._part, self._share)))
-        return making.done
+        return making
 
     def _memory(self) -> Tensor:
         """Room for a view's pixels; used again once nobody refers to it, as fresh pages cost a tenth of the time."""
@@ -169,10 +173,12 @@ class Loader:
             found = self._read(rows)
             for at in range(0, len(places), BLOCK):
                 block = range(at, min(at + BLOCK, len(places)))
-                shown = [self._shown(start + n, epochs[n], rows[n], found[rows[n]]) for n in block]
+                shown = [self._shown(making, start + n, epochs[n], rows[n], found[rows[n]]) for n in block]
                 self._lay(making, places.start + at, shown)
             if making.finish_part():
-                making.done.set_result(self._close(making))
+                making.finish(self._close(making))
+        except _TooManyBad:
+            making.finish(None)
         except BaseException as error:  # handed to the consumer, as an executor does
             making.fail(error)
 
@@ -207,15 +213,19 @@ class Loader:
             found.update(zip(missing, zip(self._dataset.images(missing), self._dataset.captions(missing))))
         return found
 
-    def _shown(self, position: int, epoch: int, row: int, sample: Sample) -> Shown:
+    def _shown(self, making: _Making, position: int, epoch: int, row: int, sample: Sample) -> Shown:
         """The sample at a position, decoded; instead of a bad one the next good one in the order."""
+        first, bad = position, set[int]()
         while True:
             try:
                 picture = self._decoded(row, sample)
-            except DataError as error:
-                self._count_bad(row, error)
+            except BadSample as error:
+                making.bad.append((first, row, error))
+                bad.add(row)
             else:
                 break
+            if len(bad) > min(self._tally.allowed, len(self._dataset) - 1):
+                raise _TooManyBad
             position += 1
             epoch, row = (values.item() for values in self._rows(position, 1))
             sample = self._read([row])[row]
@@ -236,25 +246,21 @@ class Loader:
                 self._cache[row] = (picture, captions)
         return picture
 
-    def _count_bad(self, row: int, error: DataError) -> None:
-        with self._lock:
-            self.bad_samples[self._uids[row]] = error.message
-            count = len(self.bad_samples)
-        if count > self._max_bad_samples or count == len(self._dataset):
-            raise DataError(
-                f"{self._dataset.describe(row)}: {error.message}",
-                f"{count} bad samples, {self._max_bad_samples} allowed; repair or leave out the shard",
-            )
+
+class _TooManyBad(Exception):
+    """One position met more bad samples than are allowed in all: its batch is given up."""
 
 
 class _Making:
-    """A rank's batch while threads put samples into it: pixels, captions by view, ids and numbers of their draws."""
+    """A rank's batch while threads put samples into it: pixels, captions by view, ids and numbers of their draws; the
+    bad samples met, as (position, row, why)."""
 
     def __init__(self, start: int, images: list[Tensor], size: int, num_captions: int, num_parts: int) -> None:
         self.start, self.images = start, images
         self.texts = [[""] * size for _ in range(num_captions)]
         self.uids, self.numbers = [""] * size, [0] * size
-        self.done: Future[Batch] = Future()
+        self.bad: list[tuple[int, int, BadSample]] = []
+        self.done: Future[Batch | None] = Future()
         self._left, self._lock = num_parts, threading.Lock()
 
     def finish_part(self) -> bool:
@@ -262,6 +268,12 @@ class _Making:
         with self._lock:
             self._left -= 1
             return self._left == 0
+
+    def finish(self, batch: Batch | None) -> None:
+        """The batch is made, or given up."""
+        with self._lock:
+            if not self.done.done():
+                self.done.set_result(batch)
 
     def fail(self, error: BaseException) -> None:
         """The first error is the batch's."""

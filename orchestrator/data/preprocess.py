@@ -24,27 +24,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from orchestrator.errors import DataError, StageError
+from orchestrator.data.bad import BadSample
+from orchestrator.data.pictures import open_picture
+from orchestrator.errors import StageError
 
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Whatever an image library raises on bad bytes, as a DataError."""
+    """Whatever an image library raises on bad bytes, as a BadSample."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:  # PIL's format plugins raise all sorts
         reason = str(error).replace(repr(BytesIO), "").split(" <_io.")[0]
-        raise DataError(f"an image cannot be decoded: {reason or type(error).__name__}") from error
+        raise BadSample("image cannot be decoded", reason or type(error).__name__) from error
 
 
 def load(data: bytes) -> Image.Image:
-    """Encoded bytes to a decoded image of mode RGB, or RGBa (alpha, premultiplied). DataError if undecodable."""
+    """Encoded bytes to a decoded image of mode RGB, or RGBa (alpha, premultiplied). BadSample if undecodable."""
     with decoding():
-        image = Image.open(BytesIO(data))
+        image = open_picture(data)
         if image.mode in WITH_ALPHA or "transparency" in image.info:
             return image.convert("RGBA").convert("RGBa")
         return image.convert("RGB")
@@ -85,12 +87,12 @@ class Preprocess:
     background: tuple[int, int, int] = (255, 255, 255)
 
     def __call__(self, images: Sequence[bytes]) -> Tensor:
-        """Encoded images to what `encode_image` takes: [B, 3, H, W] float32. DataError if one is undecodable."""
+        """Encoded images to what `encode_image` takes: [B, 3, H, W] float32. BadSample if one is undecodable."""
         return self.normalise(torch.from_numpy(np.stack([self.decode(data) for data in images])))
 
     def decode(self, data: bytes) -> np.ndarray:
         """Encoded image to [3, H, W] uint8: the shorter side resized to `image_size` (bicubic, antialiased), the
-        centre cut out and laid on the background. DataError if undecodable."""
+        centre cut out and laid on the background. BadSample if undecodable."""
         image, size = load(data), self.image_size
         width, height = image.size
         short = min(width, height)

@@ -55,7 +55,7 @@ class ViewMaker:
         self._size, self._tokenizer = preprocess.image_size, tokenizer
 
     def decode(self, data: bytes) -> Picture:
-        """Encoded bytes to what all views of an image are made of. DataError if undecodable."""
+        """Encoded bytes to what all views of an image are made of. BadSample if undecodable."""
         return jpeg.decode(data, self._size, self._augment) if data.startswith(jpeg.START) else load(data)
 
     def images(self, shown: Sequence[Shown], view: int, out: np.ndarray | None = None) -> Tensor:

@@ -8,7 +8,7 @@ comparisons with NaN are false, so a diverged model would otherwise rank every r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.dataset import Dataset, Sample
+from orchestrator.data.bad import BadSample, Tally
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.preprocess import Preprocess, Tokenizer
-from orchestrator.errors import DataError, NotFiniteError
+from orchestrator.errors import NotFiniteError
 from orchestrator.models.interface import Model
 
 
@@ -59,6 +60,21 @@ class Encoded:
         return scores
 
 
+class BadImages(Exception):
+    """Rows of the data set whose images cannot be decoded, and why. Without them the questions are others."""
+
+    def __init__(self, rows: Mapping[int, BadSample]) -> None:
+        super().__init__(f"{len(rows)} images cannot be decoded")
+        self.rows = rows
+
+
+def without(dataset: Dataset, found: BadImages, tally: Tally) -> Dataset:
+    """The data set less its bad images, each counted; DataError if they are too many."""
+    for row, bad in found.rows.items():
+        tally.meet(dataset, row, bad)
+    return dataset.take(np.delete(np.arange(len(dataset)), list(found.rows)))
+
+
 @torch.inference_mode()
 def encode(
     model: Model,
@@ -78,18 +94,26 @@ def encode(
         batch: images or texts a forward pass.
         threads: threads that decode images.
         tick: called with the number of images or texts done by each forward pass; may raise to stop.
+
+    Raises:
+        BadImages: all those among the rows. Left out here, they would change the questions behind the tasks' backs.
     """
     device = next(model.parameters()).device
-    images, image_s = [], 0.0
+    images, image_s, bad = [], 0.0, dict[int, BadSample]()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(rows), batch):
-            samples = dataset.read(rows[start : start + batch])
-            decoded = np.stack(list(pool.map(lambda sample: _decode(preprocess, sample), samples)))
-            pixels = preprocess.normalise(torch.from_numpy(decoded).to(device))
+            part = rows[start : start + batch]
+            decoded = list(pool.map(lambda data: _decode(preprocess, data), dataset.images(part)))
+            bad |= {row: found for row, found in zip(part, decoded) if isinstance(found, BadSample)}
+            if bad:
+                continue
+            pixels = preprocess.normalise(torch.from_numpy(np.stack(decoded)).to(device))  # type: ignore[arg-type]
             features, seconds = _timed(model.encode_image, pixels)
             images.append(features)
             image_s += seconds
-            tick(len(samples))
+            tick(len(part))
+    if bad:
+        raise BadImages(bad)
     encoded, text_s = [], 0.0
     for start in range(0, len(texts), batch):
         tokens = tokenizer(texts[start : start + batch]).to(device)
@@ -108,12 +132,12 @@ def encode(
     )
 
 
-def _decode(preprocess: Preprocess, sample: Sample) -> np.ndarray:
-    """[3, H, W] uint8. A bad image ends the evaluation: left out silently, it would change the questions."""
+def _decode(preprocess: Preprocess, data: bytes) -> np.ndarray | BadSample:
+    """[3, H, W] uint8, or why there are none."""
     try:
-        return preprocess.decode(sample.image)
-    except DataError as error:
-        raise DataError(f"sample {sample.uid}: {error.message}", "leave it out by a `curate` stage") from error
+        return preprocess.decode(data)
+    except BadSample as bad:
+        return bad
 
 
 def _timed(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, float]:

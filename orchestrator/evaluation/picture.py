@@ -1,5 +1,7 @@
 """A picture of retrieval: captions, the drawing each belongs to, and the five that each model finds for it.
 
+`describe` gives the same as sample ids, from which a page shows the samples themselves.
+
 The captions are drawn at random from one gallery, so that up to four are found by some model and the others by none;
 the picture says so, for it is a look at the models, not a measurement. Its bytes depend on library versions: never a
 declared file.
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,6 +80,29 @@ def draw(gallery: Gallery, found: Sequence[Found], dataset: Dataset, seed: int, 
     image.save(path, optimize=True)
 
 
+def describe(gallery: Gallery, found: Sequence[Found], dataset: Dataset, seed: int) -> dict[str, Any]:
+    """What `draw` shows, as JSON values: captions, the id of each one's sample, and by model the ids it finds."""
+    uids = dataset.uids
+
+    def uid(place: int) -> str:
+        return uids[int(gallery.rows[place])]
+
+    captions = [
+        {
+            "text": gallery.texts[text],
+            "uid": uid(int(gallery.owner[text])),
+            "found": [[uid(place) for place in model.top[text].tolist()] for model in found],
+        }
+        for text in _choose(gallery, found, dataset, seed)
+    ]
+    place = {"split": gallery.split, "style": gallery.style, "size": len(gallery.rows), "top": TOP}
+    return {**place, "right_within": [_right_within(gallery, model) for model in found], "captions": captions}
+
+
+def _right_within(gallery: Gallery, model: Found) -> float:
+    return float((model.top == gallery.owner[:, None]).any(axis=1).mean())
+
+
 def _head(pen: ImageDraw.ImageDraw, gallery: Gallery, found: Sequence[Found]) -> None:
     """Title and column heads: the models, with how often they are right in the whole gallery."""
     place = f"{gallery.split}, {gallery.style}" if gallery.style else gallery.split
@@ -85,7 +110,7 @@ def _head(pen: ImageDraw.ImageDraw, gallery: Gallery, found: Sequence[Found]) ->
     pen.text((MARGIN, 64), "caption", GREY, _font(12))
     pen.text((LEFT - MARGIN - THUMB, 64), "its image", GREY, _font(12))
     for number, model in enumerate(found):
-        share = (model.top == gallery.owner[:, None]).any(axis=1).mean()
+        share = _right_within(gallery, model)
         font = _font(15, bold=True)
         pen.text((_left(number), 44), _fitted(pen, model.name, font, BLOCK), INK, font)
         pen.text((_left(number), 64), f"right within {TOP}: {100 * share:.1f}%", GREY, _font(12))

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from orchestrator.data.bad import Tally
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.errors import UserError
 from orchestrator.evaluation import metrics, protocol
 from orchestrator.evaluation.config import ZeroShot
-from orchestrator.evaluation.encode import Encoded, encode
+from orchestrator.evaluation.encode import BadImages, Encoded, encode, without
 from orchestrator.models.interface import Model
 
 SCALE = 100.0
@@ -34,6 +35,7 @@ class Validation:
         group: samples that are each other's negatives in the loss.
         batch: samples a forward pass.
         threads: threads that decode images.
+        tally: counts samples whose images cannot be decoded, which are left out. Default: none may be bad.
 
     UserError where the data have no such split.
     """
@@ -49,25 +51,33 @@ class Validation:
         group: int,
         batch: int = 128,
         threads: int = 1,
+        tally: Tally | None = None,
     ) -> None:
         if "split" not in dataset.columns:
             raise UserError(
                 f"validation needs held-out samples; '{dataset.name}' has no column 'split'",
                 "leave `validation` out, or use data with a `split` column",
             )
-        self._dataset, self._preprocess, self._tokenizer = dataset, preprocess, tokenizer
+        self._preprocess, self._tokenizer = preprocess, tokenizer
+        self._split, self._limit = split, limit
         self._group, self._batch, self._threads = group, batch, threads
+        self._tally = tally or Tally(dataset.name, len(dataset))
+        self._lay_out(dataset)
+
+    def _lay_out(self, dataset: Dataset) -> None:
+        """Choose the samples and the questions."""
+        self._dataset = dataset
         column = np.asarray(dataset.column("split")).astype(str)
-        rows = np.flatnonzero(column == split)
+        rows = np.flatnonzero(column == self._split)
         if not len(rows):
             raise UserError(
-                f"'{dataset.name}' has no sample of split '{split}' to validate on",
+                f"'{dataset.name}' has no sample of split '{self._split}' to validate on",
                 f"its splits are {', '.join(sorted(set(column)))}: set `validation.split`",
             )
         uids = np.asarray(dataset.uids)
-        self._rows = rows[np.argsort(uids[rows])][:limit]
+        self._rows = rows[np.argsort(uids[rows])][: self._limit]
         self._texts = [captions[0].text for captions in dataset.captions(self._rows.tolist())]
-        self._measure = self._zeroshot(split, limit)
+        self._measure = self._zeroshot(self._split, self._limit)
 
     def _zeroshot(self, split: str, limit: int | None) -> protocol.Measure | None:
         if "concept" not in self._dataset.columns:
@@ -76,7 +86,14 @@ class Validation:
         return protocol.zeroshot(config, self._dataset)[0]
 
     def __call__(self, model: Model) -> dict[str, float]:
-        """The figures of a model in eval mode on its device."""
+        """The figures of a model in eval mode on its device; DataError if too many images are bad."""
+        while True:
+            try:
+                return self._figures(model)
+            except BadImages as found:
+                self._lay_out(without(self._dataset, found, self._tally))
+
+    def _figures(self, model: Model) -> dict[str, float]:
         prompts: Sequence[str] = self._measure.texts if self._measure is not None else ()
         rows = set(self._rows.tolist()) | set(self._measure.image_rows.tolist() if self._measure is not None else ())
         encoded = encode(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from orchestrator.data.preprocess import Preprocess, Tokenizer
@@ -65,7 +66,13 @@ def load(source: Handle | Path | str, device: torch.device | str = "cpu") -> tup
             "Use the version of orch that wrote it, or train the model again.",
         )
     model = _class(description["structure"]["class"]).build(description["structure"]["config"])
-    weights = load_file(_path(source, WEIGHTS))
+    try:
+        weights = load_file(_path(source, WEIGHTS))
+    except SafetensorError as error:
+        raise StageError(
+            f"{source}: {WEIGHTS} is not in the safetensors format: {error}",
+            "Convert the weights: pickled ones (.pt, .bin) are not read, for reading them may run code.",
+        ) from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:

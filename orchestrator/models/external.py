@@ -33,6 +33,11 @@ FILES = ("model.json", "weights.safetensors")
 HUB_FILES = ["open_clip_config.json", "open_clip_model.safetensors"]
 
 
+def is_folder(reference: str) -> bool:
+    """Whether it is the path of a model, and so may be in sight of some machines only."""
+    return not reference.startswith((OPEN_CLIP, HUB, RANDOM))
+
+
 def describe_external(reference: str) -> External:
     """What decides the model's weights and what it can do; UserError where the reference means nothing here."""
     return External(identify_external(reference), external_capabilities(reference))

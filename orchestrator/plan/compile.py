@@ -18,8 +18,17 @@ from orchestrator.recipe.errors import Problem, nearest, raise_problems
 from orchestrator.recipe.recipe import Recipe, StageSpec
 from orchestrator.recipe.references import Edge, lacks, resolve
 
-Identify = Callable[[str], str | None]
-"""Source of external data to the digest of its content; None if it has not been indexed."""
+
+@dataclass(frozen=True)
+class Indexed:
+    """External data that a store knows: the digest of its content, and the key prefix of what is kept of it."""
+
+    digest: str
+    place: str
+
+
+Identify = Callable[[str], Indexed | None]
+"""Source of external data to what a store knows of it; None if it has not been indexed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ def compile(
 
     Args:
         recipe: the loaded recipe.
-        identify: looks up the digest of a stage's external source.
+        identify: looks up what is known of a stage's external source.
         identify_external: says what is known of an external reference.
         until: stages to stop at; nothing that they do not need is in the plan. Empty: all.
         rerun: nonces by stage, for stages to compute anew.
@@ -152,12 +161,11 @@ def _node(
 ) -> Node:
     config: Any = spec.config
     inputs = tuple(_input(edge, nodes, externals) for edge in edges)
-    sources = tuple(config.external_sources())
-    digests = {source: identify(source) for source in sources}
-    pending = _pending(inputs, externals, digests)
+    indexed = {source: identify(source) for source in config.external_sources()}
+    pending = _pending(inputs, externals, indexed)
     body = None
     if pending is None:
-        body = payload(spec.kind, config, inputs, [d for d in digests.values() if d is not None], nonce)
+        body = payload(spec.kind, config, inputs, [known.digest for known in indexed.values() if known], nonce)
     return Node(
         name=spec.name,
         kind=spec.kind,
@@ -167,7 +175,7 @@ def _node(
         payload=body,
         fingerprint=fingerprint(body) if body is not None else None,
         pending=pending,
-        external=sources,
+        external={source: known.place if known else None for source, known in indexed.items()},
     )
 
 
@@ -177,10 +185,10 @@ def _input(edge: Edge, nodes: Mapping[str, Node], externals: Mapping[str, Extern
 
 
 def _pending(
-    inputs: tuple[Input, ...], externals: Mapping[str, External], digests: Mapping[str, str | None]
+    inputs: tuple[Input, ...], externals: Mapping[str, External], indexed: Mapping[str, Indexed | None]
 ) -> str | None:
     """Why a stage has no fingerprint yet, or None."""
-    unknown = [source for source, digest in digests.items() if digest is None]
+    unknown = [source for source, known in indexed.items() if known is None]
     if unknown:
         return f"to index first: {', '.join(unknown)}"
     for reference in inputs:

@@ -68,7 +68,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Node:
-    """One stage, resolved. `payload` is what the fingerprint hashes; both are None while `pending` is set."""
+    """One stage, resolved. `payload` is what the fingerprint hashes; both are None while `pending` is set.
+
+    `external` is the outside data it reads: the source as written -> its place in the store, None while unknown.
+    """
 
     name: str
     kind: str
@@ -78,7 +81,7 @@ class Node:
     payload: Mapping[str, Any] | None
     fingerprint: str | None
     pending: str | None = None
-    external: tuple[str, ...] = ()
+    external: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def upstream(self) -> tuple[str, ...]:

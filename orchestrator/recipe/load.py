@@ -2,7 +2,8 @@
 
     read → extend → override → fill variables → expand matrix → validate each stage → check references
 
-What is wrong with one stage does not hide what is wrong with another, nor a reference to it.
+Credentials in it are refused before all else. What is wrong with one stage does not hide what is wrong with another,
+nor a reference to it.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
 
+from orchestrator.io.redact import found, redact
 from orchestrator.recipe import matrix, messages
 from orchestrator.recipe.compose import fill_variables, override, position, read_extended
-from orchestrator.recipe.errors import Problem, RecipeError, nearest, raise_problems, shown
+from orchestrator.recipe.errors import Path, Problem, RecipeError, nearest, raise_problems, shown
 from orchestrator.recipe.recipe import STAGE_FIELDS, Recipe, RecipeFile, StageSpec
 from orchestrator.recipe.references import resolve
 from orchestrator.recipe.schema import Config
-from orchestrator.recipe.yaml import Document
+from orchestrator.recipe.yaml import Document, Marks
 
 _STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
@@ -40,6 +43,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, kinds: 
     document = read_extended(os.fspath(path), kinds)
     problems = override(document, overrides)
     problems += fill_variables(document)
+    raise_problems(_credentials(document.value, document.marks))  # before anything could show them
     file = _validate_top(document, problems)
     arms = _expand(document, kinds, problems)
     stages = _validate_stages(arms, document, kinds, problems)
@@ -54,6 +58,20 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, kinds: 
         groups={name: tuple(a.name for a in group) for name, group in arms.items() if group[0].picks},
         values=document.value,
     )
+
+
+def _credentials(value: Any, marks: Marks, path: Path = ()) -> list[Problem]:
+    """Everything in the recipe that would let its reader in: recipes are kept, shown and shared."""
+    if isinstance(value, dict):
+        return [p for key, each in value.items() for p in _credentials(each, marks, (*path, key))]
+    if isinstance(value, list):
+        return [p for number, each in enumerate(value) for p in _credentials(each, marks, (*path, number))]
+    kind = found(value) if isinstance(value, str) else None
+    if kind is None:
+        return []
+    place = position(marks, path)
+    remedy = "leave it out: credentials come from the environment (AWS_ACCESS_KEY_ID, ...), a profile or a role"
+    return [Problem(replace(place, text=redact(place.text)), path, f"holds {kind}; {remedy}")]
 
 
 def _validate_top(document: Document, problems: list[Problem]) -> RecipeFile | None:

@@ -67,6 +67,15 @@ class StageConfig(Config):
         """Data outside the store that must be identified by content before the stage has a fingerprint."""
         return []
 
+    def copies(self, shared: bool, store_on_disk: bool) -> bool:
+        """Whether its external sources must be in the store before it runs, for workers that cannot read them.
+
+        Args:
+            shared: they are in an object store, where every machine sees them.
+            store_on_disk: the store is a folder.
+        """
+        return False
+
     def disagreements(self, node: Node, nodes: Mapping[str, Node]) -> Iterable[tuple[tuple[str | int, ...], str]]:
         """What does not fit between this stage and those it reads: (field, what is wrong and what to do) of each.
 
@@ -108,6 +117,7 @@ class StageContext:
         resources: the budget, already reserved on Ray.
         events: the sink for reports, progress and messages.
         should_stop: None, or the reason to checkpoint and stop ("cancelled", "time limit", "lease lost", "preempted").
+        sources: outside data as written -> its place in the store (data/source.py).
     """
 
     run_id: str
@@ -124,6 +134,7 @@ class StageContext:
     resources: Resources
     events: EventSink
     should_stop: Callable[[], str | None]
+    sources: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import UserError
 from orchestrator.models import artifact
-from orchestrator.models.external import load_external
+from orchestrator.models.external import is_folder, load_external
 from orchestrator.store.artifacts import Handle
 
 if TYPE_CHECKING:
@@ -22,4 +25,10 @@ def load_input(
     """The model at a reference path (`teacher`, `models.0`), in eval mode; external ones are named by reference."""
     if key in inputs:
         return artifact.load(inputs[key], device)
-    return load_external(names[key], str(device))
+    reference = names[key]
+    if is_folder(reference) and not Path(reference).expanduser().is_dir():
+        raise UserError(
+            f"the model '{reference}' of `{key}` cannot be read by the worker on node '{socket.gethostname()}'",
+            "put it where every node sees it, or make it a stage's result in the store",
+        )
+    return load_external(reference, str(device))

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.data.bad import FEW, MaxBad
 from orchestrator.data.captions import CaptionPolicy
 from orchestrator.data.transforms import Augment
 from orchestrator.recipe.schema import Config, Execution
@@ -132,8 +133,9 @@ class TrainSettings(Config):
     """What is done to images in training."""
     captions: CaptionPolicy = CaptionPolicy()
     """Which caption of a sample is seen."""
-    max_bad_samples: Annotated[int, Field(ge=0)] = 0
-    """How many samples may turn out undecodable and be replaced by others, before the training fails."""
+    max_bad: Execution[MaxBad] = FEW
+    """How many samples may have images that cannot be decoded: a count, or a share of the data set's samples. Each is
+    counted with its reason and replaced by the next one in the order; one more, and the training fails."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When loss or gradient is not finite: stop, or skip the step. The batch's sample ids are kept either way."""
     nonfinite_limit: Count = 10

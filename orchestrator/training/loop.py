@@ -317,6 +317,7 @@ class _Run:
             "window": self.window.state(),
             "micro_batch": self.micro_batch,
             "made_with": self._made_with(),
+            "kept": distributed.from_all_ranks(self.io.kept(), self.world),
         }
         if self.first:
             self.io.save(self.samples, state)

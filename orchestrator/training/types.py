@@ -103,6 +103,11 @@ class TrainIO(Protocol):
         returns.
         """
 
+    def kept(self) -> Any:
+        """What else of this rank a checkpoint has to hold, in plain values; it comes in the state's `kept`, a list by
+        rank.
+        """
+
     def load(self) -> Mapping[str, Any] | None:
         """The last complete checkpoint's state, the same on all ranks, or None."""
 

@@ -58,6 +58,11 @@ def open_store(path: Path | str) -> Store:
     return Store.open(str(path))
 
 
+def places(store: Store, config: StageConfig) -> dict[str, str]:
+    """Where the store keeps a stage's sources."""
+    return {name: source.known(name, store).place for name in config.external_sources()}
+
+
 def run_stage(
     store: Store,
     config: StageConfig,
@@ -65,6 +70,7 @@ def run_stage(
     kind: str,
     fingerprint: str,
     inputs: Mapping[str, Handle] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> tuple[Handle, Outcome]:
     """Run a stage's runner and publish what it wrote, as the engine does."""
     from importlib import import_module
@@ -88,6 +94,7 @@ def run_stage(
         Resources(),
         events,
         lambda: None,
+        places(store, config) if sources is None else sources,
     )
     outcome = getattr(import_module(module), function)(ctx)
     return publish(store, out, kind, fingerprint, outcome), outcome

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_shards import image, make_dataset, open_store, run_stage, sample, write_samples, write_shard
+from data_shards import image, make_dataset, open_store, places, run_stage, write_samples, write_shard
 
 from orchestrator.data import source
 from orchestrator.data.dataset import Caption, Dataset
@@ -104,9 +104,12 @@ def test_shards_are_copied_where_workers_could_not_read_them(tmp_path, monkeypat
     folder = write_samples(tmp_path / "pets", range(12), 2, facts)
     source.prepare(str(folder), store)
     stage = DatasetStage.model_validate({"source": str(folder), "import": mode})
-    handle, _ = run_stage(store, stage, tmp_path, "dataset", "f1")
-    assert ("shards/00000.tar" in handle.manifest.files) == copied
-    assert not any(file.declared for name, file in handle.manifest.files.items() if name.startswith("shards/"))
+    assert stage.copies(source.is_shared(str(folder)), store_url == "local") == copied
+    if copied:
+        source.copy_in(str(folder), store)
+    handle, outcome = run_stage(store, stage, tmp_path, "dataset", "f1")
+    assert outcome.summary["needs"] == [source.known(str(folder), store).place]
+    assert not any(name.startswith("shards/") for name in handle.manifest.files)
     expected = [s.image for s in Dataset.open(handle).read(range(12))]
     if copied:
         for path in folder.iterdir():
@@ -160,16 +163,18 @@ def test_data_without_concepts_are_trained_on_but_for_the_holdout(tmp_path):
 def test_shards_that_change_between_planning_and_running_are_refused(tmp_path):
     store, folder = open_store(tmp_path / "store"), write_samples(tmp_path / "pets", range(4))
     source.prepare(str(folder), store)
-    write_shard(folder / "00009.tar", sample("late", 9))
+    stage = DatasetStage(source=str(folder))
+    planned = places(store, stage)
+    write_samples(folder, range(40))
     with pytest.raises(DataError, match="submit again"):
-        run_stage(store, DatasetStage(source=str(folder)), tmp_path, "dataset", "f1")
+        run_stage(store, stage, tmp_path, "dataset", "f1", sources=planned)
 
 
 def test_the_outcome_counts_splits_and_what_was_left_out(tmp_path):
     store, folder = open_store(tmp_path / "store"), write_samples(tmp_path / "pets", range(30), 3, facts)
     write_shard(folder / "00009.tar", [("a.txt", b"no image")])
     source.prepare(str(folder), store)
-    handle, outcome = run_stage(store, DatasetStage(source=str(folder)), tmp_path, "dataset", "f1")
+    handle, outcome = run_stage(store, DatasetStage(source=str(folder), max_bad=1), tmp_path, "dataset", "f1")
     assert outcome.metrics["samples"] == 30 == sum(v for k, v in outcome.metrics.items() if k.startswith("samples_"))
     assert outcome.summary["dropped"] == {"counts": {"no image": 1}, "examples": {"no image": ["00009.tar/a"]}}
     splits = np.unique(Dataset.open(handle).column("split"), return_counts=True)

@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 from data_shards import image, open_store, sample, write_samples, write_shard
 
-from orchestrator.data.index import index_shard, sample_uid
+from orchestrator.data.index import index_shard, merge, sample_uid
 from orchestrator.data.source import known, prepare
 from orchestrator.io.storage import Storage
 
@@ -34,8 +35,8 @@ def uids(folder: Path, store_path: Path) -> list[bytes]:
 
     store = open_store(store_path)
     prepare(str(folder), store)
-    key = known(str(folder), store).location.key
-    return pq.read_table(store.storage.local(f"sources/{key}/index.parquet"))["uid"].to_pylist()
+    place = known(str(folder), store).place
+    return pq.read_table(store.storage.local(f"{place}/index.parquet"))["uid"].to_pylist()
 
 
 def test_a_sample_has_its_members_places_size_captions_and_labels(tmp_path):
@@ -107,6 +108,13 @@ def test_content_digest_covers_what_the_json_says(tmp_path, facts):
         ([("a.png", image(0))], "no caption"),
         ([("a.png", image(0)), ("a.txt", b"  \n")], "no caption"),
         ([("a.png", image(0)), ("a.txt", b"\xff\xfe")], "caption is not UTF-8"),
+        ([("a.png", image(0)), ("a.txt", image(1))], "caption is not UTF-8"),
+        ([("a.png", image(0)), ("a.json", b'{"caption": 17}')], "caption is not text"),
+        ([("a.png", image(0)), ("a.json", b'{"caption": ["a"]}')], "caption is not text"),
+        ([("a.png", image(0)), ("a.json", b'{"caption": null}')], "no caption"),
+        ([("a.png", image(0)), ("a.txt", b"t"), ("a.json", b"[" * 100_000)], "json cannot be read"),
+        ([("a.png", image(0)), ("a.txt", b"t"), ("a.json", b"\xff")], "json cannot be read"),
+        ([("a.png", b""), ("a.txt", b"t")], "not an image"),
         ([("a.png", image(0)), ("a.txt", b"t"), ("a.json", b"{")], "json cannot be read"),
         ([("a.png", image(0)), ("a.txt", b"t"), ("a.json", b"[1]")], "json cannot be read"),
         ([("a.png", image(0)), ("a.json", b'{"caption": "\\ud800"}')], "caption is not UTF-8"),
@@ -168,6 +176,28 @@ def test_what_comes_after_a_damaged_header_is_counted_as_lost(tmp_path):
 def test_what_is_no_tar_is_counted(tmp_path, content):
     (tmp_path / "0.tar").write_bytes(content)
     assert dropped(tmp_path / "0.tar") == {"shard is not a tar archive": 1}
+
+
+@pytest.mark.parametrize("damage", [b"", 512 * 9 + 100], ids=["empty", "truncated"])
+def test_what_a_damaged_shard_lacks_is_estimated_from_the_whole_ones(tmp_path, damage):
+    folder = write_samples(tmp_path / "pets", range(30), shards=3)
+    shard = folder / "00001.tar"
+    shard.write_bytes(shard.read_bytes()[:damage] if damage else b"")
+    facts = merge([partial(index_shard, Storage.open(str(folder)), f"0000{n}.tar") for n in range(3)], tmp_path)
+    counts = facts["dropped"]["counts"]
+    assert facts["rows"] + sum(counts.values()) == 30
+    assert facts["dropped"]["examples"]["lost with a damaged shard (estimated)"] == ["00001.tar"]
+
+
+def test_memory_that_runs_out_is_no_bad_sample(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "0.tar", sample("a", 1))
+
+    def no_memory(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.Image.open", no_memory)
+    with pytest.raises(MemoryError):
+        rows(path)
 
 
 def test_a_shard_in_an_object_store_is_indexed_as_on_disk(tmp_path):

@@ -6,12 +6,14 @@ import io
 import itertools
 import json
 from collections import defaultdict
+from contextlib import nullcontext
 
 import pytest
 import torch
 from data_shards import image, make_dataset, sample, write_samples, write_shard
 from PIL import Image
 
+from orchestrator.data.bad import Tally
 from orchestrator.data.batch import Batch, Views
 from orchestrator.data.captions import CaptionPolicy
 from orchestrator.data.dataset import Dataset
@@ -124,15 +126,15 @@ def damaged(tmp_path) -> Dataset:
 
 
 def test_an_undecodable_sample_stops_training_and_is_named(damaged):
-    with pytest.raises(DataError, match=r"00007\.tar, key broken\d\): an image cannot be decoded"):
+    with pytest.raises(DataError, match=r"1 of the 28 .* 0 allowed .*cannot be decoded: 1 .*00007\.tar, key broken\d"):
         batches(damaged, 7)
 
 
 @pytest.mark.parametrize("options", [{"threads": 3}, {"cache_bytes": 0}])
 def test_bad_samples_within_the_limit_are_replaced_the_same_way_by_everybody(damaged, options):
-    allowed = batches(damaged, 7, max_bad_samples=2)
-    assert all(map(same, allowed, batches(damaged, 7, max_bad_samples=2, **options)))
-    halves = [batches(damaged, 7, max_bad_samples=2, rank=rank, size=2) for rank in range(2)]
+    allowed = batches(damaged, 7, tally=Tally("pets", 28, 2))
+    assert all(map(same, allowed, batches(damaged, 7, tally=Tally("pets", 28, 2), **options)))
+    halves = [batches(damaged, 7, tally=Tally("pets", 28, 2), rank=rank, size=2) for rank in range(2)]
     assert [b.uids for b in allowed] == [(*a.uids, *b.uids) for a, b in zip(*halves)]
     bad = {s.uid for s in damaged.read(range(len(damaged))) if "broken" in s.captions[0].text}
     seen = {uid for batch in allowed for uid in batch.uids}
@@ -235,19 +237,60 @@ def test_the_order_with_stored_views_is_that_without(dataset):
     assert all(plain.uids == with_features.uids for plain, with_features in pairs)
 
 
-def test_bad_samples_are_counted_once_each(damaged):
-    with Loader(
-        damaged,
-        batch=BATCH,
-        seed=0,
-        views=Views(),
-        augment=Augment(),
-        captions=CaptionPolicy(),
-        preprocess=Preprocess(image_size=8),
-        tokenizer=Tokenizer(),
-        max_bad_samples=2,
-    ) as loader:
-        list(itertools.islice(loader, 20))
-        assert len(loader.bad_samples) == 2
-        assert loader.wait_s > 0
-        assert json.dumps(loader.bad_samples)
+def counting(dataset: Dataset, number: int, max_bad: float = 2, **options) -> Tally:
+    """Take some batches; what was counted."""
+    tally = Tally(dataset.name, len(dataset), max_bad)
+    batches(dataset, number, tally=tally, **options)
+    return tally
+
+
+def test_bad_samples_are_counted_once_each_by_reason(damaged):
+    found = counting(damaged, 20).found.as_json()
+    assert found["counts"] == {"image cannot be decoded": 2}
+    (examples,) = found["examples"].values()
+    assert all("(00007.tar, key broken" in example and "truncated" in example for example in examples)
+
+
+def bad_by_batch(dataset: Dataset) -> list[int]:
+    """How many bad samples were met up to each batch, looked up in the order itself."""
+    tally, counts = Tally(dataset.name, len(dataset), 2), []
+    with Loader(dataset, **SETTINGS, tally=tally) as loader:
+        for _ in itertools.islice(loader, 7):
+            counts.append(tally.found.counts.total())
+    return counts
+
+
+def test_what_is_made_ahead_and_never_seen_does_not_count(damaged):
+    wanted = bad_by_batch(damaged)
+    assert 0 in wanted or wanted[-1] > wanted[0], "the bad samples are not all in the first batch"
+    for number, bad in enumerate(wanted, 1):
+        assert counting(damaged, number, max_bad=bad, threads=4).found.counts.total() == bad
+
+
+def test_a_tally_goes_on_where_another_stopped(damaged):
+    before = counting(damaged, 20)
+    after = Tally(damaged.name, len(damaged), 2)
+    after.restore(json.loads(json.dumps(before.state())))
+    batches(damaged, 20, tally=after)
+    assert after.found.as_json() == before.found.as_json()
+
+
+@pytest.mark.parametrize(("max_bad", "ok"), [(0.08, True), (0.07, False), (2, True), (1, False)])
+def test_the_limit_is_a_count_or_a_share_of_the_samples(damaged, max_bad, ok):
+    with nullcontext() if ok else pytest.raises(DataError, match="repair the shards, or raise `max_bad`"):
+        counting(damaged, 7, max_bad)
+
+
+@pytest.mark.parametrize("max_bad", [2, 100])
+def test_data_of_bad_images_alone_end_with_one_error(tmp_path, max_bad):
+    members = [m for n in range(BATCH) for m in ((f"{n}.png", image(n, size=64)[:80]), (f"{n}.txt", b"text"))]
+    write_shard(tmp_path / "bad/00000.tar", members)
+    with pytest.raises(DataError, match=r"3 of the 8 .* 2 allowed" if max_bad == 2 else "no sample of 'bad'"):
+        counting(make_dataset(tmp_path, str(tmp_path / "bad")), 1, max_bad)
+
+
+def test_replacing_a_bad_sample_is_the_same_from_any_start(damaged):
+    whole = batches(damaged, 12, tally=Tally("pets", 28, 2))
+    for start in (1, 4, 9):
+        rest = batches(damaged, 12 - start, tally=Tally("pets", 28, 2), start=start * BATCH)
+        assert all(map(same, whole[start:], rest))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 from data_shards import open_store, write_samples, write_shard
 
-from orchestrator.data import source
+from orchestrator.data import index, source
 from orchestrator.errors import Cancelled, DataError, UserError
 from orchestrator.io.storage import Storage
 
@@ -63,7 +64,7 @@ def test_data_are_unknown_until_prepared_and_then_known_without_reading_them(tmp
     folder, store = write_samples(tmp_path / "data", range(6)), open_store(tmp_path / "store")
     assert source.identify(str(folder), store) is None
     digest = source.prepare(str(folder), store)
-    assert source.identify(str(folder), store) == digest == source.prepare(str(folder), store)
+    assert source.identify(str(folder), store).digest == digest == source.prepare(str(folder), store)
     assert [s.key for s in store.storage.list("sources") if "parts" in s.key] == []
 
 
@@ -92,7 +93,7 @@ def test_a_cancelled_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch)
     indexed = []
     original = source._write_part
     monkeypatch.setattr(
-        source, "_write_part", lambda s, shard, *rest: (indexed.append(shard), original(s, shard, *rest))
+        source, "_write_part", lambda s, shard, *rest: (indexed.append(shard.key), original(s, shard, *rest))
     )
     assert source.prepare(str(folder), store) == source.prepare(str(folder), open_store(tmp_path / "fresh"))
     assert indexed[:1] == ["00002.tar"]
@@ -112,3 +113,61 @@ def test_importing_sources_loads_nothing_heavy():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_of_several_that_index_a_source_at_once_one_does_it(place, tmp_path, monkeypatch, request):
+    root = str(tmp_path / "store") if place == "local" else request.getfixturevalue("s3_root")
+    folder = str(write_samples(tmp_path / "pets", range(12), shards=3))
+    indexed, barrier, digests = [], threading.Barrier(4), []
+    index_shard = index.index_shard
+    monkeypatch.setattr(index, "index_shard", lambda *args: indexed.append(args[1]) or index_shard(*args))
+
+    def prepare() -> None:
+        barrier.wait()
+        digests.append(source.prepare(folder, open_store(root)))
+
+    threads = [threading.Thread(target=prepare) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(digests) == 4
+    assert len(set(digests)) == 1
+    assert sorted(indexed) == ["00000.tar", "00001.tar", "00002.tar"]
+
+
+def test_one_that_was_overtaken_while_it_indexed_takes_the_others_result(tmp_path, monkeypatch):
+    """Its successor has finished and deleted the parts that it still means to read."""
+    folder, store = str(write_samples(tmp_path / "pets", range(12), shards=3)), open_store(tmp_path / "store")
+    merge, digests = index.merge, []
+
+    def overtaken(parts, out):
+        if not digests:
+            digests.append("")
+            place = source.locate(folder).place
+            lease = f"leases/{place.rpartition('/')[2]}"
+            store.storage.put(f"{lease}/2", store.storage.get(f"{lease}/1").replace(b"false", b"true"))
+            digests[0] = source.prepare(folder, open_store(tmp_path / "store"))
+        return merge(parts, out)
+
+    monkeypatch.setattr(index, "merge", overtaken)
+    assert source.prepare(folder, store) == digests[0] != ""
+
+
+@pytest.mark.parametrize("change", ["gone", "shorter", "rewritten"])
+def test_a_shard_that_changes_while_it_is_indexed_is_refused(change, tmp_path, monkeypatch):
+    folder, store = write_samples(tmp_path / "pets", range(12), shards=2), open_store(tmp_path / "store")
+    index_shard, path = index.index_shard, folder / "00001.tar"
+
+    def changing(storage, key):
+        if key == path.name and change == "gone":
+            path.unlink()
+        elif key == path.name:
+            data = path.read_bytes()
+            path.write_bytes(data[: len(data) // 2] if change == "shorter" else data)
+        return index_shard(storage, key)
+
+    monkeypatch.setattr(index, "index_shard", changing)
+    with pytest.raises(DataError, match="changed while"):
+        source.prepare(str(folder), store)

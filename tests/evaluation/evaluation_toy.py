@@ -53,6 +53,16 @@ class ToyDataset(Dataset):
     def __len__(self) -> int:
         return len(self._samples)
 
+    def check_shards(self) -> None:
+        """There are none."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.array([int(sample.uid[:8], 16) for sample in self._samples])
+
+    def describe(self, row: int) -> str:
+        return f"sample {self._samples[row].uid}"
+
     @property
     def uids(self) -> Sequence[str]:
         return [sample.uid for sample in self._samples]
@@ -73,8 +83,18 @@ class ToyDataset(Dataset):
         columns = {name: column[list(rows)] for name, column in self._columns.items()}
         return ToyDataset(columns, [self._samples[row] for row in rows], self.name)
 
+    def images(self, rows: Sequence[int]) -> list[bytes]:
+        return [self._samples[row].image for row in rows]
+
     def read(self, rows: Sequence[int]) -> list[Sample]:
         return [self._samples[row] for row in rows]
+
+
+def broken(dataset: ToyDataset, row: int) -> str:
+    """Cut a sample's image off after its header; the sample's uid."""
+    whole = dataset._samples[row]
+    dataset._samples[row] = Sample(whole.uid, whole.image[:40], whole.captions)
+    return whole.uid
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:

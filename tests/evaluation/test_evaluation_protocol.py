@@ -7,13 +7,12 @@ import math
 
 import numpy as np
 import pytest
-from evaluation_toy import PREPROCESS, ToyDataset, ToyModel, tokenize
+from evaluation_toy import PREPROCESS, ToyDataset, ToyModel, broken, tokenize
 from pydantic import ValidationError
 
-from orchestrator.data.dataset import Sample
-from orchestrator.errors import DataError, NotFiniteError, UserError
+from orchestrator.errors import NotFiniteError, UserError
 from orchestrator.evaluation.config import Retrieval, ZeroShot
-from orchestrator.evaluation.encode import encode
+from orchestrator.evaluation.encode import BadImages, encode
 from orchestrator.evaluation.figures import describe, figures, predictions
 from orchestrator.evaluation.protocol import galleries, retrieval, zeroshot
 
@@ -154,12 +153,12 @@ def test_a_diverged_model_is_refused_instead_of_ranked_first():
         answer(dataset, zeroshot(ZeroShot(), dataset), model)
 
 
-def test_an_undecodable_image_is_named_instead_of_left_out():
+def test_undecodable_images_are_named_instead_of_silently_left_out():
     dataset = ToyDataset.make()
-    broken = dataset._samples[70]
-    dataset._samples[70] = Sample(broken.uid, broken.image[:20], broken.captions)
-    with pytest.raises(DataError, match=broken.uid):
+    bad = {broken(dataset, row) for row in (50, 70)}
+    with pytest.raises(BadImages) as found:
         answer(dataset, zeroshot(ZeroShot(), dataset), ToyModel())
+    assert {dataset.uids[row] for row in found.value.rows} == bad
 
 
 def test_scores_come_from_the_model_and_not_from_a_dot_product():

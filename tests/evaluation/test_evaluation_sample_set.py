@@ -60,6 +60,7 @@ class World:
             resources=Resources(),
             events=SimpleNamespace(emit=lambda type, **fields: None),
             should_stop=lambda: None,
+            sources={name: source.known(name, self.store).place for name in config.external_sources()},
         )
         outcome = runner.run(ctx)
         return self.publish(name, out, outcome.metrics, outcome.undeclared, inputs)

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from evaluation_toy import PREPROCESS, ToyDataset, ToyModel, tokenize
+from evaluation_toy import PREPROCESS, ToyDataset, ToyModel, broken, tokenize
 from PIL import Image
 from pydantic import ValidationError
 
+from orchestrator.errors import DataError
 from orchestrator.plan.types import Resources
 from orchestrator.recipe.schema import references
 from orchestrator.stages.evaluate import run as runner
@@ -31,9 +32,9 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "orchestrator.stages.models.artifact.load", lambda handle, device: (MODELS[handle], PREPROCESS, tokenize)
     )
-    monkeypatch.setattr(runner.Dataset, "open", lambda handle: ToyDataset.make())
 
-    def call(models=tuple(MODELS), names=None, should_stop=lambda: None, **settings):
+    def call(models=tuple(MODELS), names=None, should_stop=lambda: None, data=None, **settings):
+        monkeypatch.setattr(runner.Dataset, "open", lambda handle: data or ToyDataset.make())
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         keys = [f"models.{place}" for place in range(len(models))]
@@ -57,8 +58,8 @@ def stage(tmp_path, monkeypatch):
 def test_a_report_holds_figures_comparisons_ranks_and_a_picture(stage):
     out, _, outcome = stage()
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["metrics.json", "paired.json", "predictions.parquet", "retrieval.png"]
-    assert outcome.undeclared == ("retrieval.png",)
+    assert names == ["metrics.json", "paired.json", "predictions.parquet", "retrieval.json", "retrieval.png"]
+    assert outcome.undeclared == ("retrieval.png", "retrieval.json")
     assert outcome.metrics["teacher/zeroshot.id.top1"] == 1
     assert outcome.metrics["scratch/zeroshot.ood.top1"] < 1
     assert outcome.metrics["teacher/parameters"] == 256
@@ -67,6 +68,15 @@ def test_a_report_holds_figures_comparisons_ranks_and_a_picture(stage):
     assert record["models"][0]["retrieval.ood.text_to_image.r1"] == 1
     assert len(json.loads((out / "paired.json").read_text())["pairs"]) == 6
     assert Image.open(out / "retrieval.png").width > 600
+    shown = json.loads((out / "retrieval.json").read_text())
+    asked = table_uids(out)
+    assert {one["uid"] for one in shown["captions"]} <= asked
+    assert all(one["found"][0][0] == one["uid"] for one in shown["captions"])  # the teacher is right about all
+    assert shown["right_within"][0] == 1
+
+
+def table_uids(out) -> set[str]:
+    return set(pq.read_table(out / "predictions.parquet")["uid"].to_pylist())
 
 
 def test_ranks_on_disk_give_the_figures_again(stage):
@@ -133,3 +143,26 @@ def test_references_to_models_and_data_are_found_with_their_needs():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         EvaluateStage.model_validate({"models": ["a"], "data": "d", "tasks": ["zeroshot"]} | wrong)
+
+
+def test_bad_images_are_left_out_of_every_models_questions_and_counted(stage):
+    data = ToyDataset.make()
+    whole = len(data.rows)
+    bad = {broken(data, row) for row in (50, 70)}
+    out, events, outcome = stage(data=data, max_bad=2)
+    found = outcome.summary["bad_samples"]
+    assert found["counts"] == {"image cannot be decoded": 2}
+    assert {text.split()[1] for text in found["examples"]["image cannot be decoded"]} == bad
+    assert sum(kind == "message" for kind, _ in events) == 2
+    left = data.take([row for row in range(whole) if row not in (50, 70)])
+    clean, _, same = stage(data=left)
+    for name in ("metrics.json", "paired.json", "predictions.parquet"):
+        assert (out / name).read_bytes() == (clean / name).read_bytes()
+    assert same.summary["bad_samples"] == {"counts": {}, "examples": {}}
+
+
+def test_more_bad_images_than_allowed_end_the_evaluation(stage):
+    data = ToyDataset.make()
+    bad = broken(data, 50)
+    with pytest.raises(DataError, match=rf"1 of the 72 samples of 'toy' are bad, 0 allowed .*{bad}"):
+        stage(data=data)

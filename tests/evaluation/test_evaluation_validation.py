@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluation_toy import PREPROCESS, ToyDataset, ToyModel, tokenize
+from evaluation_toy import PREPROCESS, ToyDataset, ToyModel, broken, tokenize
 
-from orchestrator.errors import UserError
+from orchestrator.data.bad import Tally
+from orchestrator.errors import DataError, UserError
 from orchestrator.evaluation.validation import SCALE, Validation
 
 
@@ -56,3 +57,15 @@ def test_a_split_that_is_not_there_is_refused(split, match):
     with pytest.raises(UserError, match=match) as refused:
         validation(split=split)
     assert "ood" in refused.value.remedy
+
+
+def test_bad_images_are_left_out_of_validation_and_counted_once():
+    data = ToyDataset.make()
+    for row in (50, 60):
+        broken(data, row)
+    tally = Tally("toy", len(data), 2)
+    look, without = validation(data, tally=tally), validation(data.take([r for r in range(72) if r not in (50, 60)]))
+    assert look(ToyModel()) == look(ToyModel()) == without(ToyModel())
+    assert tally.found.counts == {"image cannot be decoded": 2}
+    with pytest.raises(DataError, match="1 allowed"):
+        validation(data, tally=Tally("toy", len(data), 1))(ToyModel())

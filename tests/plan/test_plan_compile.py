@@ -11,7 +11,7 @@ import pytest
 from toy_recipe_kinds import KINDS
 
 from orchestrator.errors import UserError
-from orchestrator.plan.compile import External, compile
+from orchestrator.plan.compile import External, Indexed, compile
 from orchestrator.recipe.errors import RecipeError
 from orchestrator.recipe.load import load
 
@@ -34,7 +34,12 @@ def plan(tmp_path):
     ):
         file = tmp_path / "r.yaml"
         file.write_text(RECIPE)
-        return compile(load(file, overrides, kinds=KINDS), identify, external, **kwargs)
+
+        def indexed(source):
+            digest = identify(source)
+            return None if digest is None else Indexed(digest, f"sources/{digest}")
+
+        return compile(load(file, overrides, kinds=KINDS), indexed, external, **kwargs)
 
     return plan
 
@@ -76,7 +81,7 @@ def test_the_place_of_data_is_no_identity_but_their_content_is(plan):
     moved = plan("stages.pairs.source=s3://bucket/emoji", identify=lambda source: "digest-emoji")
     assert prints(moved)["clean"] == prints(plan())["clean"]
     assert prints(plan(identify=lambda source: "other"))["clean"] != prints(plan())["clean"]
-    assert plan().nodes["pairs"].external == ("emoji",)
+    assert plan().nodes["pairs"].external == {"emoji": "sources/digest-emoji"}
 
 
 def test_external_weights_count_by_their_content(plan):
@@ -156,8 +161,8 @@ started = time.perf_counter()
 sys.path.insert(0, sys.argv[2])
 from toy_recipe_kinds import KINDS
 from orchestrator.recipe.load import load
-from orchestrator.plan.compile import External, compile
-plan = compile(load(sys.argv[1], kinds=KINDS), lambda s: "d", lambda r: External("i"))
+from orchestrator.plan.compile import External, Indexed, compile
+plan = compile(load(sys.argv[1], kinds=KINDS), lambda s: Indexed("d", "p"), lambda r: External("i"))
 heavy = {"torch", "ray", "mlflow", "pyarrow", "numpy", "pandas", "boto3"} & set(sys.modules)
 print(len(plan.nodes), sorted(heavy), time.process_time())
 """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from toy_recipe_kinds import KINDS, Train
 
-from orchestrator.plan.compile import External, compile
+from orchestrator.plan.compile import External, Indexed, compile
 from orchestrator.plan.explain import explain
 from orchestrator.plan.source import source_digest
 from orchestrator.recipe.load import load
@@ -61,7 +61,7 @@ def plan(tmp_path):
     def plan(*overrides, **kwargs):
         file = tmp_path / "r.yaml"
         file.write_text(RECIPE)
-        identify = kwargs.pop("identify", lambda source: "d")
+        identify = kwargs.pop("identify", lambda source: Indexed("d", "sources/d"))
         return compile(load(file, overrides, kinds=KINDS), identify, lambda r: External(r), **kwargs)
 
     return plan

@@ -107,6 +107,7 @@ def run_stage(
         resources=resources,
         events=events,
         should_stop=should_stop,
+        sources={name: source.known(name, store).place for name in config.external_sources()},
     )
     module, _, function = config.runner.partition(":")
     outcome = getattr(import_module(module), function)(context)

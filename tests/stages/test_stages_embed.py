@@ -204,9 +204,17 @@ def test_a_bad_image_fails_the_stage_or_is_left_out_by_the_limit(stored, inputs,
 
     monkeypatch.setattr(Dataset, "images", damaged)
     with pytest.raises(DataError, match=bad):
-        run_stage(stored[0], embed(), tmp_path / "fails", "embed", "8" * 64, inputs)
-    made = run_stage(stored[0], embed(max_bad_samples=1), tmp_path / "goes", "embed", "9" * 64, inputs)
-    assert list(made.outcome.summary["bad_samples"]) == [bad]
+        run_stage(stored[0], embed(max_bad=0), tmp_path / "fails", "embed", "8" * 64, inputs)
+    made = run_stage(stored[0], embed(max_bad=1), tmp_path / "goes", "embed", "9" * 64, inputs)
+    found = made.outcome.summary["bad_samples"]
+    assert found["counts"] == {"image cannot be decoded": 1}
+    assert bad in found["examples"]["image cannot be decoded"][0]
+    (warning,) = made.events.of("message")
+    assert bad in warning["text"]
+    features = StoredViews.open(made.handle).features([bad, samples.uids[4]], [0, 0])
+    assert not features["image"][0].any()
+    assert features["image"][1].any()
+    assert features["text"][0].any()
 
 
 def test_smoke_is_one_view_on_one_cpu():
@@ -306,13 +314,15 @@ stages:
 
 def compiled(folder, *overrides):
     from orchestrator.models.external import describe_external
-    from orchestrator.plan.compile import compile
+    from orchestrator.plan.compile import Indexed, compile
     from orchestrator.recipe.load import load as load_recipe
     from orchestrator.stages import KINDS
 
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
-    return compile(load_recipe(recipe, overrides, kinds=KINDS), lambda source: "digest", describe_external)
+    return compile(
+        load_recipe(recipe, overrides, kinds=KINDS), lambda source: Indexed("digest", "sources/d"), describe_external
+    )
 
 
 def test_a_recipe_with_stored_features_plans_and_they_are_identity(tmp_path):

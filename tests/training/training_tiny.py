@@ -131,6 +131,9 @@ class RecordingIO:
     def save(self, samples: int, state: Any) -> None:
         self.checkpoint = self.checkpoints[samples] = to_bytes(state)
 
+    def kept(self) -> list[int]:
+        return [self.steps]
+
     def load(self) -> Any:
         return None if self.checkpoint is None else from_bytes(self.checkpoint)
 

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from orchestrator.data import INDEX_VERSION
+from orchestrator.data.bad import FEW, MaxBad
 from orchestrator.recipe.schema import Artifact, Config, Dataset, Execution
 from orchestrator.stages.base import StageConfig
 
@@ -47,9 +48,12 @@ class DatasetStage(StageConfig):
     `s3://bucket/cc12m/{00000..01242}.tar`."""
     split: SplitConfig = SplitConfig()
     """Which samples are held out of training."""
+    max_bad: Execution[MaxBad] = FEW
+    """How many samples may be unusable (no caption, no image, a damaged shard): a count, or a share of all. Each is
+    counted with its reason and left out; one more, and the stage fails."""
     import_: Execution[Literal["auto", "copy", "reference"]] = Field(default="auto", alias="import")
     """Copy the shards into the store, or refer to where they are. `auto` copies what workers elsewhere could not read:
-    built-in sets and local paths, when the store is remote."""
+    built-in sets and local paths, when the store is remote. The submitting machine copies what is on its own disk."""
 
     @field_validator("source")
     @classmethod
@@ -62,6 +66,10 @@ class DatasetStage(StageConfig):
 
     def external_sources(self) -> list[str]:
         return [self.source]
+
+    def copies(self, shared: bool, store_on_disk: bool) -> bool:
+        """The rule of `import`: a store elsewhere means workers elsewhere, which do not see this disk."""
+        return self.import_ == "copy" or (self.import_ == "auto" and not shared and not store_on_disk)
 
     def versions(self) -> dict[str, int]:
         return {"index": INDEX_VERSION}

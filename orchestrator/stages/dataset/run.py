@@ -1,17 +1,24 @@
-"""Runs the `dataset` stage: takes the index that `prepare` made, adds the splits, says where the shards are."""
+"""Runs the `dataset` stage: takes the index that `prepare` made, adds the splits, says where the shards are.
+
+It may run on any machine: the index is in the store, and so are the shards where they had to be copied in (the engine
+has done it). Shards that are referred to must be in sight of this worker: better told here than in the middle of a
+training.
+"""
 
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.data.bad import BadSamples
 from orchestrator.data.dataset import write_description
-from orchestrator.data.source import Known, known
+from orchestrator.data.source import Known, changed, is_shared, known_at
 from orchestrator.data.splits import SPLITS, concept_splits, holdout_splits
 from orchestrator.data.tables import bytes_column, write_table
-from orchestrator.errors import DataError, UserError
+from orchestrator.errors import OrchError, UserError
 from orchestrator.io.storage import Storage
 from orchestrator.stages.base import Outcome, StageContext
 from orchestrator.stages.dataset.config import DatasetStage, SplitConfig
@@ -22,27 +29,65 @@ if TYPE_CHECKING:
 
 
 def run(ctx: StageContext) -> Outcome:
-    """Write the Dataset of a source that `data.source.prepare` has indexed; DataError if it has changed since."""
+    """Write the Dataset of an indexed source.
+
+    UserError if this worker cannot read shards that are referred to, DataError if they have changed since or hold more
+    bad samples than `max_bad` allows.
+    """
     config = ctx.config
     assert isinstance(config, DatasetStage)
-    found = known(config.source, ctx.store)
+    found = known_at(str(ctx.sources[config.source]), ctx.store)
     if found is None:
-        raise DataError(
-            f"the shards of '{config.source}' changed while the run was being prepared",
-            "submit again: they are indexed anew",
-        )
+        raise changed(config.source)
+    copied = config.copies(is_shared(config.source), ctx.store.storage.local("x") is not None)
+    if copied and not found.copied(ctx.store):
+        raise changed(config.source)
+    if not copied:
+        _check_in_sight(found, config.source)
+    _check_bad(ctx, config, found)
     tables = _take_tables(ctx, found)
     splits = _splits(tables, config.split)
     _write_splits(ctx, splits)
-    copied = _copy_shards(ctx, found) if _copies(config, found, ctx.store.storage) else ()
-    _describe(ctx, found, bool(copied))
+    _describe(ctx, found, copied)
     counts = Counter(splits.tolist())
     dropped = found.marker["dropped"]
     metrics = {"samples": float(len(splits)), "dropped": float(sum(dropped["counts"].values()))}
     metrics |= {f"samples_{split}": float(counts[split]) for split in SPLITS}
     how = "copied into the store" if copied else "referred to"
     summary = {"source": config.source, "shards": how, "splits": dict(counts), "dropped": dropped}
-    return Outcome(metrics=metrics, summary=summary, undeclared=("location.json", *copied))
+    return Outcome(metrics=metrics, summary={**summary, "needs": [found.place]}, undeclared=("location.json",))
+
+
+def _check_in_sight(found: Known, source: str) -> None:
+    """UserError naming node and place if the shards cannot be read here, DataError if they are not those indexed."""
+    storage, reason = Storage.open(found.url), "its shards are not there"
+    try:
+        there = {info.key: info.size for info in storage.list("") if info.key in found.sizes}
+        for name in [name for name, size in there.items() if size][:1]:
+            storage.get_ranges(name, [0], [1])  # to be listed is not to be readable
+    except OrchError as error:
+        if is_shared(source):
+            raise
+        there, reason = {}, error.message
+    if not there:
+        raise UserError(
+            f"'{source}' cannot be read by the worker on node '{socket.gethostname()}': {found.url}: {reason}",
+            "write `import: copy` in the dataset stage: the machine that submits copies the shards into the store; "
+            "or put them where every node sees them",
+        )
+    if there != found.sizes:
+        raise changed(source)
+
+
+def _check_bad(ctx: StageContext, config: DatasetStage, found: Known) -> None:
+    """DataError if the index left out more samples than `max_bad` allows; said, if it left out any."""
+    bad = BadSamples()
+    bad.merge(found.marker["dropped"])
+    size = found.marker["rows"] + bad.counts.total()
+    bad.check(found.marker["name"], size, config.max_bad)
+    if bad.counts:
+        text = f"left out {bad.counts.total():,} of {size:,} samples: {bad}"
+        ctx.events.emit("message", level="warning", text=text)
 
 
 def _take_tables(ctx: StageContext, found: Known) -> dict[str, pa.Table]:
@@ -50,7 +95,7 @@ def _take_tables(ctx: StageContext, found: Known) -> dict[str, pa.Table]:
     import pyarrow.parquet as pq
 
     for file in ("index.parquet", *found.marker["columns"].values()):
-        (ctx.out / file).write_bytes(ctx.store.storage.get(f"sources/{found.location.key}/{file}"))
+        (ctx.out / file).write_bytes(ctx.store.storage.get(f"{found.place}/{file}"))
     return {
         group: pq.read_table(ctx.out / f"{group}.parquet")
         for group in ("index", "labels")
@@ -88,26 +133,11 @@ def _write_splits(ctx: StageContext, splits: np.ndarray) -> None:
     write_table(ctx.out / "split.parquet", [table], table.schema)
 
 
-def _copies(config: DatasetStage, found: Known, store: Storage) -> bool:
-    """The rule of `import: auto`: a remote store means workers elsewhere, which do not see this disk."""
-    on_this_machine = found.location.builtin or "://" not in found.location.url
-    store_is_remote = store.local("x") is None
-    return config.import_ == "copy" or (config.import_ == "auto" and on_this_machine and store_is_remote)
-
-
-def _copy_shards(ctx: StageContext, found: Known) -> tuple[str, ...]:
-    """Copy the shards into the artifact; the names of the files written."""
-    storage = Storage.open(found.location.url)
-    for shard in found.location.shards:
-        storage.download(shard.key, ctx.out / "shards" / shard.key)
-    return tuple(f"shards/{shard.key}" for shard in found.location.shards)
-
-
 def _describe(ctx: StageContext, found: Known, copied: bool) -> None:
     """Write dataset.json and location.json."""
     import pyarrow.parquet as pq
 
-    marker, location = found.marker, found.location
+    marker = found.marker
     files = {**marker["columns"], "split": "split.parquet"}
     columns = {group: {"file": file, "columns": pq.read_schema(ctx.out / file).names} for group, file in files.items()}
     write_description(
@@ -123,8 +153,11 @@ def _describe(ctx: StageContext, found: Known, copied: bool) -> None:
             "location": "location.json",
         },
     )
-    where: dict[str, Any] = {"name": location.name}
-    where |= (
-        {"copied": "shards"} if copied else {"builtin": location.source} if location.builtin else {"url": location.url}
-    )
+    where: dict[str, Any] = {"name": marker["name"]}
+    if copied:
+        where["copied"] = f"{found.place}/shards"
+    elif found.builtin:
+        where["builtin"] = found.builtin
+    else:
+        where["url"] = found.url
     (ctx.out / "location.json").write_text(json.dumps(where), encoding="utf-8")

@@ -7,7 +7,6 @@ does there. Captions are compared as text: each distinct one is tokenised and en
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.data.bad import BadSample
 from orchestrator.data.captions import choose
 from orchestrator.data.dataset import Caption, Dataset
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.data.views import Picture, Shown, ViewMaker
-from orchestrator.errors import DataError
 from orchestrator.stages.embed.config import EmbedStage
 
 SORTED = 16
@@ -40,11 +39,13 @@ class Inputs:
     Attributes:
         size: features that come of it.
         pieces: (places among these, pixels [B, 3, H, W] uint8 or tokens [B, L] int64).
+        bad: (places among these, row of the data set, why) of each sample whose image cannot be decoded.
     """
 
     side: str
     size: int
     pieces: tuple[tuple[np.ndarray, Tensor], ...]
+    bad: tuple[tuple[slice, int, BadSample], ...] = ()
 
 
 class Batches:
@@ -56,18 +57,14 @@ class Batches:
         preprocess, tokenizer: the model's.
     """
 
-    bad_samples: dict[str, str]
-    """uid -> why its image could not be decoded."""
     text_rows: np.ndarray
     """[samples * views]: which distinct caption each view shows."""
 
     def __init__(self, dataset: Dataset, config: EmbedStage, preprocess: Preprocess, tokenizer: Tokenizer) -> None:
-        self.bad_samples = {}
         self._dataset, self._uids, self._config = dataset, dataset.uids, config
         self._preprocess, self._tokenizer = preprocess, tokenizer
         self._maker = ViewMaker(config.seed, config.augment, config.captions, preprocess, tokenizer)
         self._views = max(1, config.views)
-        self._lock = threading.Lock()
         self.text_rows, self._first = self._distinct()
 
     @property
@@ -104,21 +101,23 @@ class Batches:
             yield partial(self._texts, self._first[start : start + chunk])
 
     def _images(self, rows: range) -> Inputs:
-        """All views of some samples, sample by sample."""
-        pixels = [self._pixels(row, data) for row, data in zip(rows, self._dataset.images(rows))]
-        size = len(rows) * self._views
-        return Inputs("image", size, ((np.arange(size), torch.from_numpy(np.concatenate(pixels))),))
+        """All views of some samples, sample by sample; black ones of a bad sample."""
+        views, size = self._views, len(rows) * self._views
+        side = self._preprocess.image_size
+        pixels, bad = np.zeros((size, 3, side, side), np.uint8), []
+        for number, (row, data) in enumerate(zip(rows, self._dataset.images(rows))):
+            here = slice(number * views, (number + 1) * views)
+            try:
+                pixels[here] = self._pixels(row, data)
+            except BadSample as error:
+                bad.append((here, row, error))
+        return Inputs("image", size, ((np.arange(size), torch.from_numpy(pixels)),), tuple(bad))
 
     def _pixels(self, row: int, data: bytes) -> np.ndarray:
         """All views of one sample: [views, 3, H, W] uint8."""
-        try:
-            if not self._config.views:
-                return self._preprocess.decode(data)[None]
-            picture = self._maker.decode(data)
-        except DataError as error:
-            self._count_bad(row, error)
-            return np.zeros((self._views, 3, self._preprocess.image_size, self._preprocess.image_size), np.uint8)
-        uid = self._uids[row]
+        if not self._config.views:
+            return self._preprocess.decode(data)[None]
+        picture, uid = self._maker.decode(data), self._uids[row]
         return self._maker.images([Shown(view, uid, picture, ()) for view in range(self._views)], 0).numpy()
 
     def _texts(self, first: np.ndarray) -> Inputs:
@@ -156,14 +155,3 @@ class Batches:
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         return place[numbers], first[order]
-
-    def _count_bad(self, row: int, error: DataError) -> None:
-        with self._lock:
-            self.bad_samples[self._uids[row]] = error.message
-            count = len(self.bad_samples)
-        if count > self._config.max_bad_samples:
-            raise DataError(
-                f"{self._dataset.describe(row)}: {error.message}",
-                f"{count} bad samples, {self._config.max_bad_samples} allowed; leave it out by a `curate` stage, or "
-                "raise max_bad_samples",
-            )

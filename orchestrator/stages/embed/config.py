@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from orchestrator.data import TRANSFORMS_VERSION
+from orchestrator.data.bad import FEW, MaxBad
 from orchestrator.data.captions import CaptionPolicy
 from orchestrator.data.transforms import Augment
 from orchestrator.recipe.schema import Artifact, Dataset, Embeddings, Execution, Model, Ref
@@ -49,10 +50,10 @@ class EmbedStage(StageConfig):
     divergence of less than 0.000001."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the encoders. `auto`: bf16 with a GPU, else fp32."""
-    max_bad_samples: Annotated[int, Field(ge=0)] = 0
-    """How many images may turn out undecodable, before the stage fails; their image features are 0. A training never
-    sees these samples."""
 
+    max_bad: Execution[MaxBad] = FEW
+    """How many samples may have images that cannot be decoded: a count, or a share of the data set's samples. Their
+    image features are 0; a training does not see these samples."""
     batch: Execution[Annotated[int, Field(ge=1)]] = 256
     """Images, or texts, encoded at once."""
     checkpoint_every: Execution[Annotated[int, Field(ge=1)]] = 64

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from orchestrator.data.bad import Tally
 from orchestrator.data.embeddings import Array
 from orchestrator.store.checkpoints import CheckpointStore
 
@@ -20,11 +21,11 @@ PART = "part.json"
 
 
 class Line:
-    """The arrays of an embed stage as one line, and its checkpoints."""
+    """The arrays of an embed stage as one line, and its checkpoints, which keep the count of bad samples, too."""
 
-    def __init__(self, arrays: Sequence[Array], checkpoints: CheckpointStore) -> None:
+    def __init__(self, arrays: Sequence[Array], checkpoints: CheckpointStore, tally: Tally) -> None:
         self.position = 0
-        self._arrays, self._checkpoints = arrays, checkpoints
+        self._arrays, self._checkpoints, self._tally = arrays, checkpoints, tally
         self._saved = 0
 
     def __len__(self) -> int:
@@ -39,7 +40,7 @@ class Line:
 
     def save(self) -> None:
         """Keep what was added since the last checkpoint."""
-        files = {PART: json.dumps({"start": self._saved}).encode()}
+        files = {PART: json.dumps({"start": self._saved, "bad": self._tally.state()}).encode()}
         for number, (values, rows) in enumerate(self._spans(self._saved, self.position)):
             buffer = io.BytesIO()
             np.save(buffer, values[rows])
@@ -50,8 +51,10 @@ class Line:
     def restore(self) -> int:
         """Fill in what was kept and move behind it; the position."""
         for ref in self._checkpoints.complete():
-            if json.loads(self._checkpoints.read(ref, PART))["start"] != self.position:
+            part = json.loads(self._checkpoints.read(ref, PART))
+            if part["start"] != self.position:
                 continue
+            self._tally.restore(part["bad"])
             for number, (values, rows) in enumerate(self._spans(self.position, ref.samples)):
                 values[rows] = np.load(io.BytesIO(self._checkpoints.read(ref, f"{number}.npy")))
             self.position = self._saved = ref.samples

@@ -7,10 +7,13 @@ features otherwise make the same Embeddings.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
 
+from orchestrator.data.bad import Tally
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.embeddings import About, Array, finish
 from orchestrator.data.preprocess import Preprocess, Tokenizer
@@ -29,18 +32,29 @@ def run(ctx: StageContext) -> Outcome:
     assert isinstance(config, EmbedStage)
     torch.set_num_threads(ctx.resources.threads)
     encoder = Encoder(ctx, config)
-    dataset = _samples(ctx, config)
+    everything = Dataset.open(ctx.inputs["data"])
+    everything.check_shards()
+    tally = Tally(everything.name, len(everything), config.max_bad, tell=partial(_warn, ctx))
+    dataset = _samples(everything, config)
     batches = Batches(dataset, config, encoder.preprocess, encoder.tokenizer)
     image_dims, text_dims = encoder.dims()
     arrays = (
         Array(ctx.out, "image", batches.images, image_dims, config.dtype),
         Array(ctx.out, "text", batches.texts, text_dims, config.dtype, batches.text_rows),
     )
-    line = Line(arrays, ctx.checkpoints)
+    line = Line(arrays, ctx.checkpoints, tally)
     resumed, started = line.restore(), time.monotonic()
+
+    def encode(inputs: Inputs) -> np.ndarray:
+        features = encoder(inputs)
+        for places, row, bad in inputs.bad:
+            tally.meet(dataset, row, bad)
+            features[places] = 0
+        return features
+
     if resumed:
         ctx.events.emit("resumed", samples=resumed, generation=ctx.checkpoints.generation)
-    reason = _fill(ctx, config, line, batches, encoder)
+    reason = _fill(ctx, config, line, batches.ahead(line.position, ctx.resources.threads), encode)
     if reason is not None:
         for file in ctx.out.iterdir():
             file.unlink()
@@ -63,28 +77,33 @@ def run(ctx: StageContext) -> Outcome:
         "device": encoder.device.type,
         "encoded_per_s": (len(line) - resumed) / (time.monotonic() - started),
         "resumed_at": resumed,
-        "bad_samples": batches.bad_samples,
+        "bad_samples": tally.found.as_json(),
     }
     sizes = {"samples": len(dataset), "image_features": batches.images, "text_features": batches.texts}
     return Outcome(metrics={name: float(value) for name, value in sizes.items()}, summary=summary)
 
 
-def _samples(ctx: StageContext, config: EmbedStage) -> Dataset:
+def _warn(ctx: StageContext, line: str) -> None:
+    ctx.events.emit("message", level="warning", text=line)
+
+
+def _samples(dataset: Dataset, config: EmbedStage) -> Dataset:
     """The samples to embed, in uid order."""
-    dataset = Dataset.open(ctx.inputs["data"])
     if config.split is not None and "split" in dataset.columns:
         dataset = dataset.where(split=config.split)
     return dataset.take(np.argsort(dataset.column("uid"), order=("high", "low")))
 
 
-def _fill(ctx: StageContext, config: EmbedStage, line: Line, batches: Batches, encoder: Encoder) -> str | None:
+def _fill(
+    ctx: StageContext, config: EmbedStage, line: Line, ahead: Iterable[Inputs], encode: Callable[[Inputs], np.ndarray]
+) -> str | None:
     """Encode what is left of the line; the reason to stop before its end, or None."""
     phase = None
-    for number, inputs in enumerate(batches.ahead(line.position, ctx.resources.threads), 1):
+    for number, inputs in enumerate(ahead, 1):
         if inputs.side != phase:
             phase = inputs.side
             ctx.events.emit("phase", name=phase)
-        line.add(encoder(inputs))
+        line.add(encode(inputs))
         ctx.events.emit("progress", done=line.position, total=len(line), unit="samples")
         reason = ctx.should_stop() if line.position < len(line) else None
         if reason is not None or number % config.checkpoint_every == 0:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from orchestrator.data import TRANSFORMS_VERSION
+from orchestrator.data.bad import FEW, MaxBad
 from orchestrator.evaluation import TASKS
 from orchestrator.evaluation.config import TaskConfig
 from orchestrator.recipe.schema import Artifact, Dataset, Execution, Model, OneOf, Ref, Report
@@ -34,6 +35,9 @@ class EvaluateStage(StageConfig):
     """Bootstrap resamples behind every 95% interval."""
     seed: int = Field(default=0, ge=0)
     """Of the bootstrap, and of the captions in the picture."""
+    max_bad: Execution[MaxBad] = FEW
+    """How many samples may have images that cannot be decoded: a count, or a share of the data set's samples. They are
+    left out of all questions, the same ones for every model."""
     batch: Execution[Annotated[int, Field(ge=1)]] = 256
     """Images, or texts, encoded at once."""
 

@@ -5,7 +5,7 @@ Files of a Report:
     metrics.json          what was asked (sizes, chance) and each model's figures, by place in `models`
     paired.json           differences and ratios between models, with paired intervals
     predictions.parquet   every question's rank by every model, in uid order
-    retrieval.png         captions and what each model retrieves (undeclared; where retrieval is a task)
+    retrieval.png, .json  captions and what each model retrieves (undeclared; where retrieval is a task)
 
 One model is in memory at a time. Declared files hold no names and no timings, so two recipes that call the same models
 otherwise make the same Report; names and speeds are in the manifest.
@@ -16,17 +16,19 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from orchestrator.data.bad import Tally
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import Cancelled
 from orchestrator.evaluation import metrics, picture
 from orchestrator.evaluation.config import Retrieval
-from orchestrator.evaluation.encode import encode
+from orchestrator.evaluation.encode import BadImages, encode, without
 from orchestrator.evaluation.figures import Ranks, describe, figures, predictions
 from orchestrator.evaluation.protocol import Gallery, Measure, galleries
 from orchestrator.models.count import count
@@ -44,6 +46,23 @@ def run(ctx: StageContext) -> Outcome:
     assert isinstance(config, EvaluateStage)
     torch.set_num_threads(ctx.resources.threads)
     dataset = Dataset.open(ctx.inputs["data"])
+    dataset.check_shards()
+
+    def warn(line: str) -> None:
+        ctx.events.emit("message", level="warning", text=line)
+
+    tally = Tally(dataset.name, len(dataset), config.max_bad, tell=warn)
+    while True:
+        try:
+            outcome = _evaluate(ctx, config, dataset)
+        except BadImages as found:  # by the first model, for all: then the questions are laid out without them
+            dataset = without(dataset, found, tally)
+        else:
+            return replace(outcome, summary={**outcome.summary, "bad_samples": tally.found.as_json()})
+
+
+def _evaluate(ctx: StageContext, config: EvaluateStage, dataset: Dataset) -> Outcome:
+    """Ask all models about these samples. BadImages if some cannot be decoded."""
     measures = [measure for task in config.tasks for measure in _runner(task.runner)(task, dataset)]
     shown = [_gallery(task, dataset) for task in config.tasks if isinstance(task, Retrieval)]
     keys = [f"models.{place}" for place in range(len(config.models))]
@@ -61,6 +80,8 @@ def run(ctx: StageContext) -> Outcome:
     _write_predictions(ctx.out, measures, ranks, dataset.uids)
     for gallery in shown:
         picture.draw(gallery, found, dataset, config.seed, ctx.out / "retrieval.png")
+        shown_as_ids = json.dumps(picture.describe(gallery, found, dataset, config.seed), ensure_ascii=False)
+        (ctx.out / "retrieval.json").write_text(shown_as_ids, encoding="utf-8")
     names = _distinct([ctx.input_names[key] for key in keys])
     return Outcome(
         metrics={
@@ -70,7 +91,7 @@ def run(ctx: StageContext) -> Outcome:
             for figure, value in part.items()
         },
         summary={"models": names, "data": ctx.input_names["data"], "speeds": speeds},
-        undeclared=("retrieval.png",) if shown else (),
+        undeclared=("retrieval.png", "retrieval.json") if shown else (),
     )
 
 

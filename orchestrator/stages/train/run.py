@@ -23,13 +23,17 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, StoreAway
+from orchestrator.io.environment import Environment
+from orchestrator.io.redact import redact_error
 from orchestrator.io.storage import Storage
 from orchestrator.stages.base import Outcome, StageContext
 from orchestrator.stages.preemption import PREEMPTED, Notice, node_is_draining
 from orchestrator.stages.train.config import TrainStage
 from orchestrator.stages.train.worker import TrainJob, TrainResult, train
+from orchestrator.store.capture import captured_output
 from orchestrator.store.events import EventWriter
+from orchestrator.store.logs import LogWriter
 from orchestrator.training.distributed import current_world
 from orchestrator.training.types import World
 
@@ -84,7 +88,7 @@ def _several(ctx: StageContext, job: TrainJob) -> TrainResult:
         share["GPU"] = resources.gpus / resources.workers
     trainer: Any = TorchTrainer(
         _work,
-        train_loop_config={"job": job, "place": place},
+        train_loop_config={"job": job, "place": place, "environment": Environment.passed_on()},
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=share
@@ -101,15 +105,26 @@ def _several(ctx: StageContext, job: TrainJob) -> TrainResult:
 
 
 def _work(config: dict[str, Any]) -> Any:
-    """What each worker of the group does."""
+    """What each worker of the group does. What it prints is in the stage's log; what it raises, Ray writes down."""
     import ray.train
     import ray.train.torch
 
+    config["environment"].enter()
     job, place = config["job"], config["place"]
     world, local_rank = current_world(ray.train.torch.get_device()), ray.train.get_context().get_local_rank()
     events = EventWriter(place.storage, job.checkpoints.fingerprint, job.checkpoints.generation)
-    with tempfile.TemporaryDirectory() as folder, events, place.watched(world.rank, local_rank) as should_stop:
-        result = train(job, world, events, should_stop, Path(folder))
+    logs = LogWriter(place.storage, job.checkpoints.fingerprint, job.checkpoints.generation)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        events,
+        logs,
+        captured_output(logs.write),
+        place.watched(world.rank, local_rank) as should_stop,
+    ):
+        try:
+            result = train(job, world, events, should_stop, Path(folder))
+        except Exception as error:
+            raise redact_error(error) from None
         if world.rank == 0:
             place.give(Path(folder))
         ray.train.report(result.metrics)
@@ -156,12 +171,14 @@ class _Exchange:
         def relay() -> None:
             while not over.wait(STOP_POLL_S / 2):
                 if (reason := should_stop()) is not None:
-                    self.storage.put(f"{self._root}/stop", reason.encode())
-                    return
+                    with suppress(StoreAway):  # told as soon as the store answers
+                        self.storage.put(f"{self._root}/stop", reason.encode())
+                        return
 
         with _thread(relay, over):
             yield
-        self.storage.delete(f"{self._root}/stop")
+        with suppress(StoreAway):
+            self.storage.delete(f"{self._root}/stop")
 
     @contextmanager
     def watched(self, rank: int, local_rank: int) -> Iterator[Callable[[], str | None]]:
@@ -174,7 +191,7 @@ class _Exchange:
 
         def watch() -> None:
             while (rank == 0 or local_rank == 0) and not reasons and not over.wait(STOP_POLL_S):
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError, StoreAway):
                     reasons.extend([self.storage.get(f"{self._root}/stop").decode()] if rank == 0 else ())
                 reasons.extend([PREEMPTED] if local_rank == 0 and node_is_draining() else ())
 

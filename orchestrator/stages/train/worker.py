@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.data.bad import Tally
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.embeddings import StoredViews
 from orchestrator.data.loader import Loader
@@ -34,6 +35,7 @@ from orchestrator.stages.train.config import TrainStage
 from orchestrator.store.artifacts import Handle
 from orchestrator.store.checkpoints import CheckpointRef, CheckpointStore
 from orchestrator.training import checkpoint
+from orchestrator.training.distributed import from_all_ranks
 from orchestrator.training.loop import fit
 from orchestrator.training.method import Build, Method
 from orchestrator.training.types import FitSpec, Report, World
@@ -79,24 +81,31 @@ def train(
     torch.set_num_threads(job.threads)
     config = job.config
     everything = dataset = Dataset.open(job.inputs["data"])
+    if world.rank == 0:
+        everything.check_shards()
     if "split" in dataset.columns:
         dataset = dataset.where(split="train")
     total = config.total_samples(len(dataset))
     stored = _stored_views(job, dataset)
     method, preprocess, tokenizer = _build(job, world, total, stored)
-    loaders: list[Loader] = []
+
+    def warn(line: str) -> None:
+        events.emit("message", level="warning", text=line)
+
+    tally = Tally(everything.name, len(everything), config.max_bad, tell=warn)
 
     def loader(start: int) -> Loader:
-        loaders.append(_loader(job, dataset, method, preprocess, tokenizer, world, start, stored))
-        return loaders[0]
+        return _loader(job, dataset, method, preprocess, tokenizer, world, start, stored, tally)
 
     with checkpoint.BackgroundWriter(lambda samples, data: _keep(job, events, samples, data)) as writer:
-        io = StageIO(job, world.rank, events, should_stop, writer, total)
-        validate = _validation(job, everything, preprocess, tokenizer)
+        io = StageIO(job, world.rank, events, should_stop, writer, total, tally)
+        validate = _validation(job, everything, preprocess, tokenizer, tally)
         reports = fit(FitSpec(config, total, preprocess.normalise, validate), method, loader, world, io)
         report = deque(reports, maxlen=1).pop()
     if report.weights is not None and world.rank == 0:
         artifact.save(method.result(), preprocess, tokenizer, out, report.weights)
+    for met in from_all_ranks(tally.state(), world):
+        tally.restore(met)
     sizes = count(method.result())
     parameters = {"parameters": sizes.total, "parameters_without_token_table": sizes.without_token_table}
     summary = {
@@ -105,7 +114,7 @@ def train(
         "epochs": report.samples / len(dataset),
         "precision": config.precision,
         "device": world.device.type,
-        "bad_samples": loaders[0].bad_samples,
+        "bad_samples": tally.found.as_json(),
     }
     metrics = dict(report.metrics) | {name: float(value) for name, value in parameters.items()}
     return TrainResult(metrics, summary, report.stopped)
@@ -175,7 +184,9 @@ def _arrange(model: OpenClipModel, config: TrainStage) -> None:
         compute.compile_blocks(model)
 
 
-def _validation(job: TrainJob, data: Dataset, preprocess: Preprocess, tokenizer: Tokenizer) -> Validation | None:
+def _validation(
+    job: TrainJob, data: Dataset, preprocess: Preprocess, tokenizer: Tokenizer, tally: Tally
+) -> Validation | None:
     wanted = job.config.validation
     if wanted is None:
         return None
@@ -187,6 +198,7 @@ def _validation(job: TrainJob, data: Dataset, preprocess: Preprocess, tokenizer:
         limit=wanted.limit,
         group=wanted.batch,
         threads=job.threads,
+        tally=tally,
     )
 
 
@@ -199,6 +211,7 @@ def _loader(
     world: World,
     start: int,
     stored: StoredViews | None,
+    tally: Tally,
 ) -> Loader:
     config = job.config
     return Loader(
@@ -216,7 +229,7 @@ def _loader(
         start=start,
         threads=job.threads,
         pin=world.device.type == "cuda",
-        max_bad_samples=config.max_bad_samples,
+        tally=tally,
     )
 
 
@@ -237,9 +250,10 @@ class StageIO:
         should_stop: Callable[[], str | None],
         writer: checkpoint.BackgroundWriter,
         total: int,
+        tally: Tally,
     ) -> None:
         self._job, self._rank, self._events, self._writer, self._total = job, rank, events, writer, total
-        self._should_stop = should_stop
+        self._should_stop, self._tally = should_stop, tally
         self._waits = 0
 
     def save(self, samples: int, state: Mapping[str, Any]) -> None:
@@ -251,7 +265,15 @@ class StageIO:
             if ref is not None:
                 self._events.emit("resumed", samples=ref.samples, generation=ref.generation)
             self._progress(0 if ref is None else ref.samples)
-        return None if ref is None else checkpoint.from_bytes(self._job.checkpoints.read(ref, STATE))
+        if ref is None:
+            return None
+        state = checkpoint.from_bytes(self._job.checkpoints.read(ref, STATE))
+        for met in state.get("kept", []):
+            self._tally.restore(met)
+        return state
+
+    def kept(self) -> dict[str, list[str]]:
+        return self._tally.state()
 
     def report(self, report: Report) -> None:
         self._events.emit("report", samples=report.samples, metrics=dict(report.metrics))
