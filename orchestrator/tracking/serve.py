@@ -14,7 +14,7 @@ import urllib.request
 import psutil
 
 from orchestrator.errors import OrchError
-from orchestrator.io.home import home
+from orchestrator.io.home import home, private_file, private_folder
 from orchestrator.tracking.spool import pending, start_delivery, tracking_uri
 
 START_S = 90.0
@@ -29,7 +29,7 @@ def serve(store_url: str) -> str:
         start_delivery()
     uri = tracking_uri(store_url)
     if not uri.startswith("sqlite:"):
-        return uri
+        return _without_password(uri)
     record = home() / "mlflow.json"
     known = json.loads(record.read_text()) if record.exists() else {}
     if known.get("uri") == uri and _is_ours(known):
@@ -38,10 +38,9 @@ def serve(store_url: str) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    home().mkdir(parents=True, exist_ok=True)
-    log = home() / "mlflow.log"
+    log = private_folder(home()) / "mlflow.log"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    with log.open("ab") as output:
+    with private_file(log) as output:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--workers", "1"],
             stdin=subprocess.DEVNULL,
@@ -76,6 +75,12 @@ def stop() -> bool:
         psutil.wait_procs(family, timeout=5)
     record.unlink(missing_ok=True)
     return up
+
+
+def _without_password(uri: str) -> str:
+    """An address to show and to open: a browser's command line can be read by everybody."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
 
 
 def _is_ours(known: dict) -> bool:

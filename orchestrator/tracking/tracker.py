@@ -1,7 +1,7 @@
 """What a run means in MLflow: an observer of the engine that turns its events into spool operations.
 
 One run a submission, one child run a stage. A stage's own run is keyed by its fingerprint and belongs to the
-submission that began it; a later submission that reuses or resumes it gets a child that points there (deliver.py).
+submission that began it; a later submission that reuses or resumes it gets a child that points there (operations.py).
 A stage's metrics named `<input>/<metric>` are about that input: they are also written, as `<metric>`, to the run
 and the logged model that made it, so that comparing models needs no set-up. Points of the curves are keyed by
 samples seen.
@@ -9,19 +9,29 @@ samples seen.
 
 from __future__ import annotations
 
-import os
+import json
+import subprocess
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.tracking.spool import Header, Spool, artifact_root, start_delivery, tracking_uri
+from orchestrator.store import lineage
+from orchestrator.store.lineage import SOURCE
+from orchestrator.store.process import this_process
+from orchestrator.tracking.spool import Header, Spool, artifact_root, is_delivering, start_delivery, tracking_uri
 
 if TYPE_CHECKING:
     from orchestrator.plan.types import Node, Plan
+    from orchestrator.recipe.schema import Config
     from orchestrator.store.artifacts import Manifest
 
+LOOK_EVERY_S = 30.0
+"""How often it is looked whether somebody delivers."""
 MAX_DIGEST = 36
 """MLflow's limit for a data set's digest, in characters."""
+
+MAX_TAG = 5000
+"""And for a tag's value."""
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -47,6 +57,8 @@ class Tracker:
         self.store_url = store_url
         self.spool: Spool | None = None
         self.run = ""
+        self._deliverer: subprocess.Popen[bytes] | None = None
+        self._next_look = 0.0
 
     def run_started(self, plan: Plan, run: str, provenance: Mapping[str, Any] | None = None) -> None:
         """The submission's own run, with the resolved recipe."""
@@ -55,7 +67,7 @@ class Tracker:
         self.run = run
         uri = tracking_uri(self.store_url)
         root = artifact_root(self.store_url) if uri.startswith("sqlite:") else None
-        self.spool = Spool(Header(run, uri, plan.name, root, os.getpid()))
+        self.spool = Spool(Header(run, uri, plan.name, root, this_process().record()))
         facts = provenance or {}
         tags = {"orch.run": run, "orch.store": self.store_url}
         if facts.get("commit"):
@@ -66,7 +78,17 @@ class Tracker:
         self.spool.append("text", key=f"run:{run}", path="recipe.yaml", text=recipe)
         if facts.get("diff"):
             self.spool.append("text", key=f"run:{run}", path="uncommitted.diff", text=facts["diff"])
-        start_delivery()
+        self._deliverer = start_delivery()
+        self._next_look = time.monotonic() + LOOK_EVERY_S
+
+    def tick(self) -> None:
+        """Start the delivering process again where it has been killed."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_EVERY_S
+        ended = self._deliverer is None or self._deliverer.poll() is not None
+        if ended and not is_delivering():
+            self._deliverer = start_delivery()
 
     def stage_started(self, node: Node) -> None:
         """A stage begins or goes on: its run, keyed by fingerprint."""
@@ -100,7 +122,21 @@ class Tracker:
             for i in inputs
             if i["artifact"] == "Dataset"
         ]
+        datasets += [
+            {
+                "name": use.name,
+                "digest": use.fingerprint[:MAX_DIGEST],
+                "source": {"source": use.name},
+                "context": SOURCE,
+            }
+            for use in lineage.inputs(manifest)
+            if use.role == SOURCE
+        ]
         models = [i["fingerprint"] for i in inputs if i["artifact"] == "Model"]
+        self._append("made", fingerprint=node.fingerprint, tags=_made(manifest, type(node.config)))
+        diff = manifest.provenance.get("code", {}).get("diff")
+        if diff and not cached:
+            self._append("text", fingerprint=node.fingerprint, path="uncommitted.diff", text=diff)
         self._append("uses", fingerprint=node.fingerprint, datasets=datasets, models=models)
         point = {"step": int(manifest.summary.get("samples", 0)), "t_ms": int(manifest.finished * 1000)}
         if _makes(node, "Model"):
@@ -160,6 +196,27 @@ class Tracker:
             "params": {key: str(value)[:500] for key, value in flatten({"kind": node.kind, **config}).items()},
             "t_ms": _now_ms(),
         }
+
+
+def _made(manifest: Manifest, config: type[Config]) -> dict[str, str]:
+    """How an artifact came to be, as tags of its run: code, packages, machine, seeds, cost."""
+    known = lineage.facts(manifest, config)
+    code = manifest.provenance.get("code", {})
+    tags = {
+        "mlflow.source.git.commit": known["commit"],
+        "orch.dirty": str(code["dirty"]).lower() if "dirty" in code else None,
+        "orch.diff_sha256": known["uncommitted_changes"],
+        "orch.content_digest": known["content_digest"],
+        "orch.host": known["host"],
+        "orch.device": known["device"],
+        "orch.seeds": json.dumps(known["seeds"]) if known["seeds"] else None,
+        "orch.packages": json.dumps(known["packages"]) if known["packages"] else None,
+        "orch.generation": manifest.generation,
+        "orch.wall_s": f"{known['wall_s']:.3f}",
+        "orch.cpu_hours": f"{known['cpu_hours']:.6g}",
+        "orch.gpu_hours": f"{known['gpu_hours']:.6g}",
+    }
+    return {name: str(value)[:MAX_TAG] for name, value in tags.items() if value is not None}
 
 
 def _makes(node: Node, artifact: str) -> bool:

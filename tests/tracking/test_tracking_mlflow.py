@@ -2,114 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from tracking_toy import stage_run, submission
 
-import pytest
-
-from orchestrator.plan.types import Node, Plan, Resources
-from orchestrator.recipe.schema import Config, Dataset, Model, Report
-from orchestrator.store.artifacts import Manifest
 from orchestrator.tracking import spool
-from orchestrator.tracking.tracker import Tracker
-
-
-class Trains(Config):
-    outputs: ClassVar = {"default": Model}
-    learning_rate: float = 0.1
-    """Learning rate."""
-
-
-class Curates(Config):
-    outputs: ClassVar = {"default": Dataset}
-
-
-class Judges(Config):
-    outputs: ClassVar = {"default": Report}
-
-
-def node(name: str, kind: str, config: Config) -> Node:
-    return Node(name, kind, config, (), Resources(), {}, f"{name}-fingerprint", None)
-
-
-def manifest(stage: Node, metrics: dict[str, float], **inputs: Node) -> Manifest:
-    kinds = {"pairs": "Dataset"}
-    return Manifest(
-        kind=stage.kind,
-        fingerprint=str(stage.fingerprint),
-        attempt="a",
-        generation=1,
-        stage=stage.name,
-        run="r",
-        payload={},
-        inputs={
-            path: {
-                "artifact": kinds.get(source.name, "Model"),
-                "kind": source.kind,
-                "fingerprint": source.fingerprint,
-                "output": "default",
-                "content_digest": f"{source.name}-digest-" + "0" * 64,
-                "name": source.name,
-            }
-            for path, source in inputs.items()
-        },
-        files={},
-        content_digest="d",
-        metrics=metrics,
-        summary={"samples": 200},
-        provenance={},
-        started=1.0,
-        finished=2.0,
-        wall_s=1.0,
-    )
-
-
-PAIRS = node("pairs", "dataset", Curates())
-TEACHER = node("teacher", "pretrain", Trains())
-SMALL = node("small", "distill", Trains(learning_rate=0.2))
-SCORES = node("scores", "evaluate", Judges())
-PLAN = Plan("recipe-a", {n.name: n for n in (PAIRS, TEACHER, SMALL, SCORES)}, {"name": "recipe-a"})
-
-
-def report(samples: int, loss: float) -> dict:
-    return {"t": 1000.0 + samples, "type": "report", "samples": samples, "metrics": {"loss": loss}}
-
-
-def submission(run: str, store: str, *, losses: dict[int, float], cached: bool = False) -> None:
-    tracker = Tracker(store)
-    tracker.run_started(PLAN, run, {"commit": "abc", "dirty": False})
-    for stage, metrics, inputs in (
-        (PAIRS, {"pairs": 10.0}, {}),
-        (TEACHER, {"parameters": 5.0}, {"data": PAIRS}),
-        (SMALL, {"parameters": 2.0, "samples_per_s": 9.0}, {"data": PAIRS, "teacher": TEACHER}),
-        (
-            SCORES,
-            {"small/zeroshot.id.top1": 0.4, "teacher/zeroshot.id.top1": 0.5},
-            {"a": TEACHER, "b": SMALL, "d": PAIRS},
-        ),
-    ):
-        if not cached:
-            tracker.stage_started(stage)
-            if stage is SMALL:
-                for samples, loss in losses.items():
-                    tracker.stage_event(stage, report(samples, loss))
-        tracker.stage_finished(stage, manifest(stage, metrics, **inputs), cached=cached)
-    tracker.run_finished(ok=True)
-
-
-@pytest.fixture
-def client(tmp_path, monkeypatch):
-    from mlflow import MlflowClient
-
-    monkeypatch.setenv("ORCH_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("orchestrator.tracking.tracker.start_delivery", lambda: None)
-    return MlflowClient(tracking_uri=spool.tracking_uri(str(tmp_path / "store")))
-
-
-def stage_run(client, fingerprint: str, role: str = "stage"):
-    ids = [e.experiment_id for e in client.search_experiments()]
-    query = f"tags.`orch.fingerprint` = '{fingerprint}' and tags.`orch.role` = '{role}'"
-    return [client.get_run(run.info.run_id) for run in client.search_runs(ids, query)]
 
 
 def test_compare_and_lineage_are_there_without_set_up(client, tmp_path):
@@ -197,7 +92,7 @@ def test_nothing_is_lost_while_the_server_is_away(client, tmp_path, monkeypatch)
     (folder / "header.json").write_text(good.replace(spool.tracking_uri(store), "http://127.0.0.1:9"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr("orchestrator.tracking.spool.Header.alive", lambda self: False)
+    monkeypatch.setattr("orchestrator.tracking.spool.is_left", lambda folder: True)
     assert not deliver(patience_s=0)
     assert spool.pending() == [folder]
     (folder / "header.json").write_text(good)
