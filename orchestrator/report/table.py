@@ -8,7 +8,7 @@ same as plain values.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,11 @@ def load(report: Handle, models: Mapping[str, Mapping[str, float]], names: Mappi
 def render(scores: Scores, width: int = 100) -> RenderableType:
     """The tables for a terminal that many characters wide: models, zero-shot, retrieval, comparison."""
     parts: list[RenderableType] = [Text("Models", style="bold"), _models(scores)]
-    groups = {"zeroshot": "Zero-shot classification, %", "retrieval": "Retrieval within one style, recall in %"}
-    for prefix, title in groups.items():
-        measures = [m for m in scores.measures if m["name"].startswith(f"{prefix}.")]
-        columns = [(m, k, c) for m in measures for k, c in zip(m["ks"], m["chance"]) if prefix == "zeroshot" or k == 1]
-        if columns:
-            parts.append(Text(f"\n{title}", style="bold"))
+    for title, columns in groups(scores):
+        parts.append(Text(f"\n{title}", style="bold"))
         beside = width - min(20, max(len(row.name) for row in scores.rows))
         parts += [_figures(scores, some) for some in _fitting(columns, beside)]
-        parts += [Text(f" {line}", style="dim") for line in _sizes(measures)]
+        parts += [Text(f" {line}", style="dim") for line in sizes(columns)]
     parts += _comparison(scores)
     level, samples = scores.intervals["level"], scores.intervals["samples"]
     how = f"\n Under each figure its {level:.0%} interval: bootstrap over the samples, {samples:,} draws."
@@ -87,12 +83,37 @@ def render(scores: Scores, width: int = 100) -> RenderableType:
     return Group(*parts)
 
 
+def groups(scores: Scores) -> Iterator[tuple[str, list[Column]]]:
+    """The figures to show together, under a title; of retrieval R@1 alone."""
+    titles = {"zeroshot": "Zero-shot classification, %", "retrieval": "Retrieval within one style, recall in %"}
+    for prefix, title in titles.items():
+        measures = [m for m in scores.measures if m["name"].startswith(f"{prefix}.")]
+        columns = [(m, k, c) for m in measures for k, c in zip(m["ks"], m["chance"]) if prefix == "zeroshot" or k == 1]
+        if columns:
+            yield title, columns
+
+
+def lead(scores: Scores) -> Column | None:
+    """The figure that stands for a model: the first zero-shot top-5 there is, else the first measure's largest k."""
+    ranked = sorted(scores.measures, key=lambda m: not m["name"].startswith("zeroshot."))
+    measure = next((m for m in ranked if m["ks"]), None)
+    if measure is None:
+        return None
+    k = 5 if 5 in measure["ks"] else max(measure["ks"])
+    return measure, k, measure["chance"][measure["ks"].index(k)]
+
+
+def compared(scores: Scores) -> range:
+    """Models that each is compared with, by place."""
+    return range(len(scores.rows)) if len(scores.rows) <= MATRIX else range(1)
+
+
 def _fitting(columns: Sequence[Column], width: int) -> list[list[Column]]:
     """The columns in groups that fit beside the models' names."""
     tables: list[list[Column]] = []
     left = 0
     for measure, k, chance in columns:
-        need = len(_header(measure, k)) + 3
+        need = len(header(measure, k)) + 3
         if need > left:
             tables.append([])
             left = width - 4
@@ -141,11 +162,11 @@ def _models(scores: Scores) -> Table:
 def _figures(scores: Scores, columns: Sequence[Column]) -> Table:
     table = _table()
     for measure, k, _ in columns:
-        table.add_column(_header(measure, k), justify="right", no_wrap=True)
+        table.add_column(header(measure, k), justify="right", no_wrap=True)
     for row in scores.rows:
         cells = []
         for measure, k, _ in columns:
-            name = _name(measure, k)
+            name = figure_name(measure, k)
             low, high = row.figures[f"{name}.low"], row.figures[f"{name}.high"]
             cells.append(Text.assemble(_percent(row.figures[name]), (f"\n{_percent(low)}-{_percent(high)}", "dim")))
         table.add_row(Text(row.name), *cells)
@@ -154,47 +175,48 @@ def _figures(scores: Scores, columns: Sequence[Column]) -> Table:
     return table
 
 
-def _sizes(measures: Sequence[Mapping[str, Any]]) -> list[str]:
+def sizes(columns: Sequence[Column]) -> list[str]:
     """Sizes by split, once each: both directions of retrieval share them."""
     lines = {}
-    for measure in measures:
-        sizes = measure["sizes"]
-        if "classes" in sizes:
-            line = f"{sizes['n']:,} images, {sizes['classes']:,} classes"
-            if sizes["without_class"]:
-                line += f", {sizes['without_class']:,} left out: their concept has no training cell"
+    for measure, _, _ in columns:
+        counts = measure["sizes"]
+        if "classes" in counts:
+            line = f"{counts['n']:,} images, {counts['classes']:,} classes"
+            if counts["without_class"]:
+                line += f", {counts['without_class']:,} left out: their concept has no training cell"
         else:
-            line = f"{sizes['images']:,} images, {sizes['texts']:,} captions"
-            if sizes["styles"] > 1:
-                line += f", each within its style ({sizes['styles']} of them)"
+            line = f"{counts['images']:,} images, {counts['texts']:,} captions"
+            if counts["styles"] > 1:
+                line += f", each within its style ({counts['styles']} of them)"
         lines[measure["split"]] = f"{measure['split']}: {line}"
     return list(lines.values())
 
 
 def _comparison(scores: Scores) -> list[RenderableType]:
     """Ratios of one figure between models: the first zero-shot top-5 there is, else the first measure's largest k."""
-    if len(scores.rows) < 2:
+    chosen = lead(scores)
+    if len(scores.rows) < 2 or chosen is None:
         return []
-    ranked = sorted(scores.measures, key=lambda m: not m["name"].startswith("zeroshot."))
-    measure = next((m for m in ranked if m["ks"]), None)
-    if measure is None:
-        return []
-    k = 5 if 5 in measure["ks"] else max(measure["ks"])
-    against = range(len(scores.rows)) if len(scores.rows) <= MATRIX else range(1)
+    measure, k, _ = chosen
+    against = compared(scores)
     table = _table()
     for other in against:
         table.add_column(Text(f"/ {scores.rows[other].name}"), justify="right", overflow="fold", max_width=20)
     for one, row in enumerate(scores.rows):
-        cells = [_ratio(scores.pairs[one, other][_name(measure, k)]) if one != other else "" for other in against]
+        cells = [
+            _ratio(scores.pairs[one, other][figure_name(measure, k)]) if one != other else "" for other in against
+        ]
         table.add_row(Text(row.name), *cells)
-    return [Text(f"\n{_header(measure, k)}: ratio of the row's to the column's, paired", style="bold"), table]
+    return [Text(f"\n{header(measure, k)}: ratio of the row's to the column's, paired", style="bold"), table]
 
 
-def _name(measure: Mapping[str, Any], k: int) -> str:
+def figure_name(measure: Mapping[str, Any], k: int) -> str:
+    """A figure's name: `zeroshot.id.top5`."""
     return f"{measure['name']}.{measure['label']}{k}"
 
 
-def _header(measure: Mapping[str, Any], k: int) -> str:
+def header(measure: Mapping[str, Any], k: int) -> str:
+    """A figure as a column's head: `id top-5`."""
     if measure["label"] == "top":
         return f"{measure['split']} top-{k}"
     way = "image→text" if measure["name"].endswith("image_to_text") else "text→image"
