@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.data.preprocess import Preprocess, Tokenizer
+    from orchestrator.engine.executor import Executor
     from orchestrator.engine.observe import RunResult
-    from orchestrator.engine.scheduler import Executor
     from orchestrator.models.interface import Model
     from orchestrator.store.artifacts import Store
 
@@ -55,15 +56,19 @@ def submit(
     from orchestrator.engine.planning import request
     from orchestrator.engine.run import run
     from orchestrator.engine.view import view
+    from orchestrator.report.writer import PageWriter
 
     wanted = request(recipe, overrides, _several(until), _several(rerun), smoke)
     opened = open_store(store)
-    watching = list(observers)
+    shown = view(quiet)
+    tracker = None
     if tracking:
         from orchestrator.tracking.tracker import Tracker
 
-        watching.append(Tracker(opened.url))
-    shown = view(quiet)
+        tracker = Tracker(opened.url)
+    attach = (lambda *_: None) if tracker is None else partial(tracker.attach, "")
+    # The page comes before the tracker, which takes nothing more once the run is finished.
+    watching = [*observers, PageWriter(opened, attach, shown.say), *filter(None, [tracker])]
     try:
         return run(wanted, opened, shown, watching, executor)
     finally:
@@ -74,8 +79,8 @@ def load_model(ref: str, store: str | None = None) -> tuple[Model, Preprocess, T
     """A trained model in eval mode on the CPU, with its preprocessing and tokenizer.
 
     Args:
-        ref: a stage (the newest of that name), `run/stage`, the beginning of a fingerprint, a folder with a model,
-            or an external one (`open_clip:ViT-B-32/openai`, `hf-hub:...`).
+        ref: a stage (the newest of that name), `run/stage`, the beginning of a fingerprint, the name it is kept under,
+            a folder with a model, or an external one (`open_clip:ViT-B-32/openai`, `hf-hub:...`).
         store: as in `submit`.
 
     Raises:

@@ -4,7 +4,8 @@ The local cluster belongs to a supervisor process of its own (cluster_main.py), 
 connects in a second and the dashboard stays open between runs. The supervisor holds a lock on
 `<ORCH_HOME>/cluster.lock` as long as it lives; `cluster.json` beside it says where the cluster is and counts only
 while that lock is held. It ends after an idle time or by `down()`. Token authentication is on: the token is the one
-Ray would use, else one of our own in ORCH_HOME.
+Ray would use, else one of our own in ORCH_HOME. All of its processes listen on the loopback address alone, unless
+ORCH_CLUSTER_IP names another of this machine's.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchError, UserError
-from orchestrator.io.home import home
+from orchestrator.io.home import home, private_file, private_folder
 from orchestrator.training.threads import share_cores
 
 START_TIMEOUT_S = 120
 IDLE_MINUTES = 10.0
+LOOPBACK = "127.0.0.1"
 DIRECT_HOSTS = ("", "auto", "local", "127.0.0.1", "localhost")
 
 Progress = Callable[[str], None]
@@ -67,7 +70,7 @@ def python_path() -> str:
 
 def lock(directory: Path) -> int | None:
     """Take the supervisor's lock; its file descriptor, or None while a supervisor lives."""
-    directory.mkdir(parents=True, exist_ok=True)
+    private_folder(directory)
     descriptor = os.open(directory / "cluster.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,9 +106,10 @@ def token_path() -> Path:
         return Path(named).expanduser().absolute()
     ray_default = Path.home() / ".ray" / "auth_token"
     if ray_default.exists():
+        with suppress(OSError):
+            ray_default.chmod(0o600)  # Ray makes it for everybody to read
         return ray_default
-    ours = home() / "auth_token"
-    ours.parent.mkdir(parents=True, exist_ok=True)
+    ours = private_folder(home()) / "auth_token"
     try:
         descriptor = os.open(ours, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -113,6 +117,29 @@ def token_path() -> Path:
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
     return ours
+
+
+def address_to_listen_on() -> str:
+    """`ORCH_CLUSTER_IP`, for instance so that Prometheus reaches the metrics from elsewhere; else loopback."""
+    return os.environ.get("ORCH_CLUSTER_IP") or LOOPBACK
+
+
+@contextmanager
+def loopback_kept(address: str) -> Iterator[None]:
+    """While inside, `ray.init` takes a loopback address as it is.
+
+    On Linux it puts the machine's own in its place, so that other nodes could join; on macOS, where Ray has no
+    clusters, it does not. That switch is what is set here.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    if address.partition(":")[0] == LOOPBACK:
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def authentication(token: Path | str) -> dict[str, str]:
@@ -147,18 +174,20 @@ def start(
 
     OrchError with the log's end if it fails.
     """
-    directory = home()
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = private_folder(home())
     token = token_path()
     command = [sys.executable, "-m", "orchestrator.engine.cluster_main", "--idle-s", str(idle_minutes * 60)]
     command += [] if num_cpus is None else ["--num-cpus", str(num_cpus)]
     environment = {**os.environ, **authentication(token), "PYTHONPATH": python_path(), "ORCH_HOME": str(directory)}
     environment.pop("RAY_ADDRESS", None)
+    environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address_to_listen_on() == LOOPBACK:
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what `loopback_kept` sets, for all of its processes
     share_cores(environment)
     log = directory / "cluster.log"
 
     def spawn() -> subprocess.Popen[bytes]:
-        with log.open("ab") as output:
+        with private_file(log) as output:
             return subprocess.Popen(
                 command,
                 env=environment,
@@ -209,7 +238,7 @@ def connect(progress: Progress = lambda text: None, num_cpus: int | None = None)
         Config.initialize("")  # Ray read RAY_AUTH_MODE when it was imported, before it was set
         AuthenticationTokenLoader.instance().reset_cache()  # it may remember another cluster's
     try:
-        with _sigterm_kept():
+        with _sigterm_kept(), loopback_kept(address if local is not None else ""):
             context = ray.init(
                 address=address,
                 log_to_driver=False,
@@ -217,6 +246,9 @@ def connect(progress: Progress = lambda text: None, num_cpus: int | None = None)
                 runtime_env=_runtime_env(address, local),
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if local is not None and recorded() != local:  # it ended meanwhile
+            ray.shutdown()
+            return connect(progress, num_cpus)
         remedy = "unset RAY_ADDRESS to use a local cluster" if local is None else "`orch cluster down`, then try again"
         raise UserError(f"cannot connect to Ray at {address}: {error}", remedy) from error
     return Connection(address, _url(context.dashboard_url), local)
@@ -231,6 +263,25 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def alive(connection: Connection) -> bool:
+    """Whether the local cluster is the one that was connected to. Any other cluster is taken to live."""
+    return connection.local is None or recorded() == connection.local
+
+
+def reconnect(progress: Progress) -> Connection:
+    """Leave a cluster that has ended, for the local one there is now or a fresh one.
+
+    The fresh one starts meanwhile: to leave a dead cluster takes 5 to 15 s.
+    """
+    import ray
+
+    with ThreadPoolExecutor(1) as beside:
+        started = beside.submit(lambda: recorded() or start(progress))
+        ray.shutdown()
+        started.result()
+    return connect(progress)
 
 
 def disconnect(connection: Connection) -> None:

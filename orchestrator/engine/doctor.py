@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.io.home import home
+from orchestrator.io.redact import redact
+
 PACKAGES = ("torch", "ray", "mlflow", "open_clip_torch", "obstore", "pyarrow", "pydantic", "webdataset", "optuna")
 
 
@@ -27,7 +30,19 @@ class Check:
 
 def examine() -> Iterator[Check]:
     """All checks, each computed when it is asked for; one that breaks is a finding too."""
-    for check in (_python, _packages, _torchvision, _memory, _shared_memory, _disk, _ports, _gpu, _store, _mlflow):
+    for check in (
+        _python,
+        _packages,
+        _torchvision,
+        _memory,
+        _shared_memory,
+        _disk,
+        _ports,
+        _private,
+        _gpu,
+        _store,
+        _mlflow,
+    ):
         yield _safely(check)
 
 
@@ -99,6 +114,18 @@ def _ports() -> Check:
     return Check("ports", "ok", "loopback ports can be opened")
 
 
+def _private() -> Check:
+    """Who could read what lets one in: the token, the spool, credentials."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+    places = [home(), home() / "auth_token", token, Path("~/.aws/credentials").expanduser()]
+    open_to_others = [str(place) for place in places if place.exists() and place.stat().st_mode & 0o077]
+    if open_to_others:
+        return Check(
+            "private", "warning", f"others can read {', '.join(open_to_others)}", f"chmod go= {open_to_others[0]}"
+        )
+    return Check("private", "ok", "nobody else can read tokens and credentials")
+
+
 def _gpu() -> Check:
     if not gpu_count():
         return Check("gpu", "ok", "none; training uses the CPU in fp32")
@@ -120,7 +147,7 @@ def _store() -> Check:
 def _mlflow() -> Check:
     from orchestrator.tracking.spool import pending, tracking_uri
 
-    uri = tracking_uri(os.environ.get("ORCH_STORE", "orch-store"))
+    uri = redact(tracking_uri(os.environ.get("ORCH_STORE", "orch-store")))
     waiting = len(pending())
     if waiting:
         remedy = "they are delivered by the next submit or `orch ui`, once the server answers"

@@ -35,6 +35,7 @@ class Job:
         run, stage, kind, fingerprint, generation, attempt: who is running; `attempt` names the directory of its files.
         config_class: "module:Class" of the configuration; `config` is its JSON.
         inputs: by the reference's path, artifacts of the store; `external` are the other references, as written.
+        sources: outside data as written -> its place in the store (data/source.py).
         resources: the budget, already cut to what the cluster has.
         store: root of the store, absolute.
     """
@@ -49,6 +50,7 @@ class Job:
     config: str
     inputs: Mapping[str, JobInput]
     external: Mapping[str, str]
+    sources: Mapping[str, str | None]
     resources: Resources
     store: str
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import queue
 import threading
 
+from orchestrator.engine.executor import Capacity
 from orchestrator.engine.job import Done, Job
-from orchestrator.engine.scheduler import Capacity
 from orchestrator.engine.worker import run_stage
 
 

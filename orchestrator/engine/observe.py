@@ -101,6 +101,10 @@ class Observers:
         self._observers = list(observers)
         self._say = say
 
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        self._say(text)
+
     def tell(self, hook: str, *args: Any) -> None:
         """Call a hook of all that have it."""
         for observer in list(self._observers):

@@ -7,15 +7,15 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from orchestrator.data.source import identify
+from orchestrator.data.source import identify, is_shared, known_at
 from orchestrator.errors import UserError
 from orchestrator.models.external import RANDOM, describe_external
 from orchestrator.plan.compile import compile, named
-from orchestrator.plan.types import Plan
+from orchestrator.plan.types import Node, Plan
 from orchestrator.recipe.load import load
 from orchestrator.recipe.recipe import Recipe
 from orchestrator.recipe.references import is_external
@@ -106,6 +106,19 @@ def unknown_sources(plan: Plan, store: Store) -> list[str]:
     """External data to index before every stage can have a fingerprint."""
     named_once = dict.fromkeys(source for node in plan.nodes.values() for source in node.external if node.pending)
     return [source for source in named_once if identify(source, store) is None]
+
+
+def sources_to_copy(nodes: Iterable[Node], store: Store) -> list[str]:
+    """External data that must be copied into the store before these stages run, for workers that cannot read them."""
+    on_disk = store.storage.local("x") is not None
+    wanted = {
+        source: place
+        for node in nodes
+        for source, place in node.external.items()
+        if cast(StageConfig, node.config).copies(is_shared(source), on_disk)
+    }
+    found = {source: known_at(str(place), store) for source, place in wanted.items()}
+    return [source for source, known in found.items() if known is None or not known.copied(store)]
 
 
 def check_known(plan: Plan) -> None:

@@ -1,17 +1,44 @@
-"""From a finished attempt to its manifest: what was made, from what, by which code, where, and how long it took."""
+"""From a finished attempt to its manifest: what was made, from what, by which code, where, and how long it took.
+
+Both halves wait for a store that does not answer: the work is done, and must not be lost for a short absence.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.job import Job, WorkerResult
+from orchestrator.errors import StoreAway
 from orchestrator.plan.source import source_digest
 from orchestrator.plan.types import Node
-from orchestrator.store.artifacts import Manifest, content_digest
+from orchestrator.stages.base import Outcome
+from orchestrator.store.artifacts import File, Manifest, Store, content_digest
 from orchestrator.store.provenance import provenance
+
+PATIENCE_S = 300.0
+"""How long what is to be published waits for a store that does not answer, beyond the retries of `io`."""
+PAUSE_S = 5.0
+
+
+def upload(
+    store: Store, job: Job, directory: Path, outcome: Outcome, should_stop: Callable[[], str | None]
+) -> dict[str, File]:
+    """Bring a complete attempt's files to the store; tried again while it does not answer, unless told to stop.
+
+    StoreAway when the patience is at its end.
+    """
+    ends = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return store.upload(job.kind, job.fingerprint, job.attempt, directory, undeclared=outcome.undeclared)
+        except StoreAway:
+            if should_stop() is not None or time.monotonic() + PAUSE_S > ends:
+                raise
+            time.sleep(PAUSE_S)
 
 
 def manifest_of(

@@ -5,22 +5,26 @@ stage's name, so that the stage is found in Ray's dashboard. A one-worker stage 
 the stage's CPUs and GPUs. A stage of several workers only drives Ray Train from its actor, which reserves nothing: the
 trainer reserves for its workers. Idle actors give way when what they reserve is needed, and after a while in any case.
 An actor that is told to end (SIGTERM) or whose node is being drained serves no further stage.
+
+The local cluster may end under a run (its raylet or GCS server killed): then a fresh one takes its place, and what was
+at work is reported as died. Ray would let this process wait a minute for the dead one, and then end it.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
+from orchestrator.engine.executor import Capacity
 from orchestrator.engine.job import Done, Job, WorkerResult
-from orchestrator.engine.scheduler import Capacity
 from orchestrator.errors import OrchError
+from orchestrator.io.environment import Environment
 from orchestrator.plan.types import Resources
 from orchestrator.stages.preemption import PREEMPTED, Notice, draining_nodes
 
@@ -44,8 +48,9 @@ WORKER_ENVIRONMENT = {
 class StageWorker:
     """The actor. `run` and `stop` are called at the same time, from different threads."""
 
-    def __init__(self, environment: Mapping[str, str], directory: str) -> None:
-        os.environ.update(environment)
+    def __init__(self, environment: Environment, directory: str) -> None:
+        os.environ.update(WORKER_ENVIRONMENT)
+        environment.enter()
         if os.path.isdir(directory):  # paths in messages and recipes mean what they mean to the person who submitted
             os.chdir(directory)
         self._stops: dict[str, str] = {}
@@ -101,17 +106,25 @@ class RayExecutor:
 
     Args:
         environment: variables the workers get beside Ray Train's settings.
+        lives: whether the cluster is still there; looked at before anything is asked of it.
+        renew: connects this process to another where it is not.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = {**WORKER_ENVIRONMENT, **(environment or {})}
+    def __init__(
+        self,
+        environment: Environment | None = None,
+        lives: Callable[[], bool] = lambda: True,
+        renew: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._environment = environment or Environment()
+        self._lives, self._renew = lives, renew
         self._slots: list[_Slot] = []
         self._capacity = Capacity(0)
         self._capacity_until = 0.0
         self._next_drain_look = 0.0
 
     def capacity(self) -> Capacity:
-        if time.monotonic() > self._capacity_until:
+        if time.monotonic() > self._capacity_until and self._lives():
             total = ray.cluster_resources()
             self._capacity = Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0))
             self._capacity_until = time.monotonic() + CAPACITY_EVERY_S
@@ -128,6 +141,8 @@ class RayExecutor:
         slot.future = slot.actor.run.options(name=job.stage).remote(job)
 
     def poll(self, timeout_s: float) -> list[Done]:
+        if not self._lives():
+            return self._renewed()
         self._drop_idle()
         self._leave_draining_nodes()
         busy = {slot.future: slot for slot in self._slots if slot.future is not None}
@@ -151,6 +166,14 @@ class RayExecutor:
         for slot in self._slots:
             ray.kill(slot.actor)
         self._slots.clear()
+
+    def _renewed(self) -> list[Done]:
+        """Go on in another cluster; the jobs that ended with the old one."""
+        lost = [Done(slot.job.stage, died="the Ray cluster ended") for slot in self._slots if slot.job is not None]
+        self._slots.clear()
+        self._renew()
+        self._capacity_until = 0.0
+        return lost
 
     def _actor(self, needs: _Needs) -> Any:
         remote = ray.remote(StageWorker).options(

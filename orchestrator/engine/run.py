@@ -7,6 +7,7 @@ checkpoint and stop, twice ends them; either way submitting again goes on. SIGTE
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -19,18 +20,20 @@ from typing import Any
 
 import yaml
 
+from orchestrator.data.source import copy_in, is_shared, prepare
+from orchestrator.engine import cluster
+from orchestrator.engine.executor import Executor
+from orchestrator.engine.index import Step, here, on_ray
 from orchestrator.engine.local import LocalExecutor
 from orchestrator.engine.observe import Observer, Observers, RunResult
-from orchestrator.engine.planning import Request, check_known, unknown_sources
+from orchestrator.engine.planning import Request, check_known, sources_to_copy, unknown_sources
 from orchestrator.engine.publish import code
-from orchestrator.engine.scheduler import Executor, Scheduler
+from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.view import LiveView, PlainView
-from orchestrator.plan.types import Plan
+from orchestrator.io.environment import Environment
+from orchestrator.plan.types import Node, Plan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.runs import Run, create_run
-
-PASSED_ON = ("AWS_", "HF_", "ORCH_")
-"""Variables that the local cluster's workers get from this process: the cluster may have been started under others."""
 
 
 def run(
@@ -58,11 +61,15 @@ def run(
             plan = request.compile(store)
         check_known(plan)
         missing = [n for n in plan.nodes.values() if store.find(n.kind, str(n.fingerprint)) is None]
+        for source in sources_to_copy(missing, store):
+            place.copy_in(source)
         chosen = place.executor() if missing else LocalExecutor(0)
-        record = create_run(store, plan.name, yaml.safe_dump(dict(plan.recipe), sort_keys=False), describe(plan))
+        recipe = yaml.safe_dump(dict(plan.recipe), sort_keys=False)
+        record = create_run(store, plan.name, recipe, describe(plan, request))
         everyone = Observers([view, *observers, *place.observers(record.id)], view.say)
         everyone.tell("run_started", plan, record.id, code().get("code", {}))
-        scheduler = Scheduler(plan, store, chosen, record, everyone)
+        # Afresh: from here on the run's record protects what it finds from being collected, and not before.
+        scheduler = Scheduler(plan, store.afresh(), chosen, record, everyone)
         with interrupts(scheduler.cancel, view.say):
             result = scheduler.run()
         result = replace(result, dashboard_url=place.dashboard_url)
@@ -77,20 +84,26 @@ class _Place:
     def __init__(self, store: Store, executor: Executor | None, say: Callable[[str], None], stack: ExitStack) -> None:
         self._store, self._executor, self._say, self._stack = store, executor, say, stack
         self._given = executor is not None
-        self._environment: dict[str, str] = {}
-        self._connected = False
-        self.dashboard_url: str | None = None
+        self._environment = Environment()
+        self._connection: cluster.Connection | None = None
 
     def index(self, source: str) -> None:
         """Make a source known."""
-        from orchestrator.engine.index import index_here, index_on_ray
-
         self._say(f"indexing {source}: its content is its identity")
-        if self._given:
-            index_here(self._store.url, source, self._say)
+        self._bring(prepare, "indexing", source)
+
+    def copy_in(self, source: str) -> None:
+        """Copy a source's shards into the store."""
+        self._say(f"copying {source} into the store: workers elsewhere could not read it")
+        self._bring(copy_in, "copying", source)
+
+    def _bring(self, step: Step, doing: str, source: str) -> None:
+        """Do a step where the source can be seen: on Ray where everybody sees it, else in this process."""
+        if self._given or not is_shared(source):
+            here(step, doing, self._store.url, source, self._say)
         else:
             self._connect()
-            index_on_ray(self._store.url, source, self._say)
+            on_ray(step, doing, self._store.url, source, self._say, self._environment, self._lives)
 
     def executor(self) -> Executor:
         """The executor."""
@@ -98,31 +111,58 @@ class _Place:
             self._connect()
             from orchestrator.engine.ray_executor import RayExecutor
 
-            self._executor = RayExecutor(self._environment)
+            self._executor = RayExecutor(self._environment, self._lives, self._renew)
         return self._executor
 
     def observers(self, run: str) -> list[Observer]:
         """Who watches on behalf of the cluster, if there is one."""
-        if not self._connected:
+        if self._connection is None:
             return []
         from orchestrator.engine.metrics import RayMetrics
 
         return [RayMetrics(run)]
 
     def _connect(self) -> None:
-        if self._connected:
+        if self._connection is not None:
             return
-        from orchestrator.engine import cluster
+        self._connection = cluster.connect(self._say)
+        self._stack.callback(cluster.disconnect, self._connection)
+        self._stack.enter_context(redirect_stdout(_RayWords()))
+        if self._connection.local is not None:
+            self._environment = Environment.to_pass_on()
+        if self.dashboard_url:
+            self._say(f"Ray dashboard: {self.dashboard_url} (`orch ui` opens it)")
 
-        connection = cluster.connect(self._say)
-        self._connected = True
-        self._stack.callback(cluster.disconnect, connection)
-        self._stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints what it thinks of dead workers
-        self.dashboard_url = connection.dashboard_url
-        if connection.local is not None:
-            self._environment = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
-        if connection.dashboard_url:
-            self._say(f"Ray dashboard: {connection.dashboard_url} (`orch ui` opens it)")
+    @property
+    def dashboard_url(self) -> str | None:
+        """The dashboard of the cluster that is used now, if there is one."""
+        return None if self._connection is None else self._connection.dashboard_url
+
+    def _lives(self) -> bool:
+        return self._connection is None or cluster.alive(self._connection)
+
+    def _renew(self) -> None:
+        self._say("the local Ray cluster has ended: going on in a fresh one")
+        self._connection = cluster.reconnect(self._say)
+
+
+class _RayWords(io.TextIOBase):
+    """Where Ray prints what it thinks of dead processes: stderr, but for what is said in a line of ours instead."""
+
+    OURS = ("Raylet is terminated", "A worker died or was killed while executing a task")
+
+    def __init__(self) -> None:
+        self._left_out = False
+
+    def write(self, text: str) -> int:
+        left_out = any(words in text for words in self.OURS) or (self._left_out and text == "\n")
+        if not left_out:
+            sys.stderr.write(text)
+        self._left_out = left_out
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 @contextmanager
@@ -152,15 +192,22 @@ def interrupts(cancel: Callable[[], None], say: Callable[[str], None]) -> Iterat
         signal.signal(signal.SIGINT, before)
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON values: what is kept with the run."""
+def describe(plan: Plan, request: Request) -> dict[str, Any]:
+    """A plan as JSON values, and how to ask for it again: what is kept with the run."""
     return {
         "name": plan.name,
-        "stages": {
-            n.name: {"kind": n.kind, "fingerprint": n.fingerprint, "needs": list(n.upstream)}
-            for n in plan.nodes.values()
-        },
+        "again": list(request.again),
+        "directory": os.getcwd(),
+        "stages": {n.name: _described(n) for n in plan.nodes.values()},
     }
+
+
+def _described(node: Node) -> dict[str, Any]:
+    """A stage of the plan, with the settings by which it can be said why it is slow or waits."""
+    settings = {name: getattr(node.config, name, None) for name in ("batch", "micro_batch")}
+    resources = {"cpus": node.resources.cpus, "gpus": node.resources.gpus, "workers": node.resources.workers}
+    needs = list(node.upstream)
+    return {"kind": node.kind, "fingerprint": node.fingerprint, "needs": needs, **resources, **settings}
 
 
 def _stopped(result: RunResult) -> bool:

@@ -4,63 +4,38 @@ Plain Python that drives an `Executor`; it knows neither Ray nor torch, and ever
 A stage is taken up when its inputs are finished: its artifact may be there already; another submission may be making
 it (then its result is awaited); else its lease is acquired and a `Job` submitted. Each attempt has a lease generation
 of its own, so that what a lost worker still writes can never be mistaken. Only a live lease is published. A failed
-stage stops nothing but what needs it.
+stage stops nothing but what needs it. While the store does not answer, decisions wait (`Policy.patience_s`), also the
+publication of what is made already; then the stage fails, and submitting again goes on.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
+from orchestrator.engine.bookkeeping import Bookkeeping
+from orchestrator.engine.executor import Capacity, Executor
 from orchestrator.engine.job import Done, Job, JobInput, WorkerResult
 from orchestrator.engine.observe import FINAL, Observers, RunResult, StageStatus
-from orchestrator.engine.publish import manifest_of
+from orchestrator.engine.publish import PATIENCE_S, manifest_of
 from orchestrator.engine.tail import Tail
-from orchestrator.errors import LeaseLostError, OrchError, UserError, WorkerLost
+from orchestrator.errors import LeaseLostError, OrchError, StoreAway, UserError, WorkerLost
 from orchestrator.plan.types import Node, Plan, Resources
 from orchestrator.stages.base import Outcome
 from orchestrator.stages.preemption import PREEMPTED
 from orchestrator.store.artifacts import Manifest, Store
 from orchestrator.store.checkpoints import CheckpointStore
+from orchestrator.store.events import compact_events
 from orchestrator.store.leases import Held, Lease, acquire
+from orchestrator.store.logs import compact_logs
+from orchestrator.store.process import this_process
 from orchestrator.store.runs import Run
 
 MAX_CACHED_CHILDREN = 50
 """Above so many cached stages tracking writes one table instead of a child run each."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What an executor can place in all."""
-
-    cpus: float
-    gpus: float = 0
-
-
-class Executor(Protocol):
-    """Where jobs run. One job a stage at a time; its end is reported once by `poll`."""
-
-    def capacity(self) -> Capacity:
-        """The budget."""
-
-    def submit(self, job: Job) -> None:
-        """Begin a job; returns at once."""
-
-    def poll(self, timeout_s: float) -> list[Done]:
-        """Jobs that ended since the last call; waits at most `timeout_s` for one."""
-
-    def stop(self, stage: str, reason: str) -> None:
-        """Make the stage's `should_stop` say `reason`."""
-
-    def kill(self, stage: str) -> None:
-        """End the job's process; `poll` reports it as died."""
-
-    def close(self) -> None:
-        """End all that is left."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +49,14 @@ class Policy:
     """From the request to stop until the process is ended."""
     max_preemptions: int = 100
     cancel_file_s: float = 2.0
+    beat_s: float = 10.0
+    """How often the run's state is written though nothing has changed: with its stages' progress, a sign of life."""
+    patience_s: float = PATIENCE_S
+    """How long a stage waits for a store that does not answer (each look has the retries of `io` besides)."""
+    away_s: float = 5.0
+    """Between two looks at a store that does not answer."""
+    lease_ttl_s: float = 30.0
+    """How long a submitter may be silent (stopped, cut off from the store) until another may take its stages over."""
 
 
 @dataclass
@@ -86,6 +69,14 @@ class _Attempt:
     since: float
     stop: str | None = None
     stop_since: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A stage whose files are in the store and whose manifest could not be created yet."""
+
+    attempt: _Attempt
+    manifest: Manifest
 
 
 class Scheduler:
@@ -106,11 +97,16 @@ class Scheduler:
         self.status = {n.name: StageStatus(n.name, n.kind, n.fingerprint) for n in plan.nodes.values()}
         self.manifests: dict[str, Manifest] = {}
         self._attempts: dict[str, _Attempt] = {}
+        self._made: dict[str, _Made] = {}
+        self._untidy: list[_Attempt] = []
+        self._books = Bookkeeping(observers.say, policy.away_s)
+        self._patience_ends: dict[str, float] = {}
         self._made_way: dict[str, Capacity] = {}
         self._next_look: dict[str, float] = {}
         self._cancels = 0
         self._dirty = True
         self._next_cancel_look = 0.0
+        self._next_beat = 0.0
 
     def cancel(self) -> None:
         """Once: running stages checkpoint and stop. Twice: they are ended now."""
@@ -125,9 +121,12 @@ class Scheduler:
                 self._step()
         finally:
             self.executor.close()
-            for attempt in self._attempts.values():
+            self._tell_events(now=True)
+            self._tidy(now=True)
+            made = [made.attempt for made in self._made.values()]
+            for attempt in (*self._attempts.values(), *made, *self._untidy):
                 attempt.lease.release()
-            self._save()
+            self._save(now=True)
         return RunResult(
             self.run_files.id,
             self.store.url,
@@ -146,9 +145,11 @@ class Scheduler:
                 self._consider(node)
         for done in self.executor.poll(self.policy.poll_s):
             self._ended(done)
+        for name in list(self._made):
+            self._publish_if_due(self.plan.nodes[name])
+        self._tidy()
         self._watch()
-        for name, event in self.tail.poll():
-            self.observers.tell("stage_event", self.plan.nodes[name], event)
+        self._tell_events()
         self.observers.tell("tick")
         self._save()
 
@@ -156,7 +157,10 @@ class Scheduler:
 
     def _adopt_finished(self) -> None:
         """Mark every stage whose artifact is there, in one go, so that observers know how many they are."""
-        found = {n.name: self.store.find(n.kind, n.fingerprint) for n in self.plan.nodes.values() if n.fingerprint}
+        try:
+            found = {n.name: self.store.find(n.kind, n.fingerprint) for n in self.plan.nodes.values() if n.fingerprint}
+        except OrchError:
+            return  # each stage is looked at again when its turn comes, and says then what is wrong
         cached = {name: manifest for name, manifest in found.items() if manifest is not None}
         children = len(cached) <= MAX_CACHED_CHILDREN
         for name, manifest in cached.items():
@@ -177,8 +181,23 @@ class Scheduler:
             need = self._need(node)
             if need is not None:
                 self._take_up(node, need)
+        except StoreAway as error:
+            if not self._waits_for_store(node, error):
+                self._failed(node, error)
         except Exception as error:
             self._failed(node, error)
+
+    def _waits_for_store(self, node: Node, error: StoreAway) -> bool:
+        """Whether there is patience left for a store that does not answer; if so, the stage says what it waits for."""
+        now = time.monotonic()
+        first = node.name not in self._patience_ends
+        ends = self._patience_ends.setdefault(node.name, now + self.policy.patience_s)
+        if now + self.policy.away_s > ends:
+            return False
+        self._next_look[node.name] = now + self.policy.away_s
+        if first:
+            self._set(node, reason=f"waits for the store: {error.message}")
+        return True
 
     def _need(self, node: Node) -> Capacity | None:
         """What the stage takes of the budget, or None while that is not free."""
@@ -204,7 +223,8 @@ class Scheduler:
         if manifest is not None:
             self._finished(node, manifest, cached=True)
             return
-        lease = acquire(self.store, node.fingerprint)
+        intention = f"{self.run_files.id} {node.name} {self.status[node.name].attempts + 1}"
+        lease = acquire(self.store, node.fingerprint, self.policy.lease_ttl_s, id=intention)
         if isinstance(lease, Held):
             self._await(node, lease)
             return
@@ -223,9 +243,10 @@ class Scheduler:
         assert node.fingerprint is not None
         self._next_look[node.name] = time.monotonic() + self.policy.elsewhere_s
         self.tail.follow(node.name, node.fingerprint)
-        if self.status[node.name].state != "elsewhere":
-            who = f"process {held.by.pid} on {held.by.host}"
-            self._set(node, state="elsewhere", reason=f"{who} is making it; its result will be used")
+        self._patience_ends.pop(node.name, None)
+        reason = f"process {held.by.pid} on {held.by.host} is making it; its result will be used"
+        if (self.status[node.name].state, self.status[node.name].reason) != ("elsewhere", reason):
+            self._set(node, state="elsewhere", reason=reason)
 
     def _submit(self, node: Node, lease: Lease, need: Capacity) -> None:
         resources = replace(node.resources, cpus=need.cpus)
@@ -234,12 +255,13 @@ class Scheduler:
         reason = self.status[node.name].reason if attempts > 1 else ""
         if need.cpus < node.resources.cpus:
             reason = f"with {need.cpus:g} of the {node.resources.cpus:g} CPUs it asks for"
+        self.executor.submit(job)
+        self._patience_ends.pop(node.name, None)
         self._attempts[node.name] = _Attempt(job, lease, need, time.monotonic())
         self.tail.follow(node.name, job.fingerprint)
         began = self.status[node.name].started or time.time()
         self._set(node, state="running", reason=reason, generation=lease.generation, attempts=attempts, started=began)
         self.observers.tell("stage_started", node)
-        self.executor.submit(job)
 
     def _job(self, node: Node, lease: Lease, resources: Resources) -> Job:
         assert node.fingerprint is not None
@@ -262,6 +284,7 @@ class Scheduler:
             config=node.config.model_dump_json(by_alias=True),
             inputs=inputs,
             external=external,
+            sources=node.external,
             resources=resources,
             store=self.store.url,
         )
@@ -270,8 +293,7 @@ class Scheduler:
 
     def _ended(self, done: Done) -> None:
         node, attempt = self.plan.nodes[done.stage], self._attempts.pop(done.stage)
-        for _, event in self.tail.poll(done.stage):
-            self.observers.tell("stage_event", node, event)
+        self._tell_events(done.stage, now=True)
         try:
             if done.result is None:
                 self._died(node, attempt, done)
@@ -280,31 +302,64 @@ class Scheduler:
             elif isinstance(done.result.error, WorkerLost):
                 lost_worker = done.result.error
                 self._died(node, attempt, Done(node.name, None, lost_worker.message, lost_worker.preempted))
+            elif isinstance(done.result.error, StoreAway) and self._goes_on_later(node, attempt, done.result.error):
+                pass
             elif done.result.error is not None:
                 self._failed(node, done.result.error)
             elif done.result.outcome is not None and done.result.outcome.stopped is not None:
                 self._gave_up(node, attempt, done.result.outcome)
             else:
-                self._publish(node, attempt, done.result)
-        except LeaseLostError:
-            self._taken_over(node)
+                self._made[node.name] = _Made(attempt, self._manifest(node, attempt.job, done.result))
+                self._next_look[node.name] = 0.0
         except Exception as error:
             self._failed(node, error)
         finally:
-            attempt.lease.release()
+            if node.name not in self._made:
+                attempt.lease.release()
 
-    def _publish(self, node: Node, attempt: _Attempt, result: WorkerResult) -> None:
-        manifest = manifest_of(
-            node,
-            attempt.job,
-            result,
-            upstream=self.manifests,
-            earlier_wall_s=self.tail.earlier_s(node.name),
-        )
-        published = self.store.commit(manifest, check=attempt.lease.check)
-        self._finished(node, published, cached=False)
-        with suppress(OrchError):  # what stays behind costs space, nothing else
-            CheckpointStore(self.store.storage, attempt.job.fingerprint, attempt.lease.generation).clear()
+    def _manifest(self, node: Node, job: Job, result: WorkerResult) -> Manifest:
+        return manifest_of(node, job, result, upstream=self.manifests, earlier_wall_s=self.tail.earlier_s(node.name))
+
+    def _publish_if_due(self, node: Node) -> None:
+        """Make the attempt's files the artifact; later, as long as there is patience, if the store does not answer."""
+        if time.monotonic() < self._next_look.get(node.name, 0.0):
+            return
+        made = self._made[node.name]
+        try:
+            published = self.store.commit(made.manifest, check=made.attempt.lease.check)
+            self._finished(node, published, cached=False)
+        except LeaseLostError:
+            self._taken_over(node)
+        except StoreAway as error:
+            if not self._cancels and self._waits_for_store(node, error):
+                return
+            self._failed(node, error)
+        except Exception as error:
+            self._failed(node, error)
+        del self._made[node.name]
+        if self.status[node.name].state == "done":
+            self._untidy.append(made.attempt)
+        else:
+            made.attempt.lease.release()
+
+    def _tidy(self, now: bool = False) -> None:
+        """Clear the checkpoints of published stages and pack what they wrote, then release their leases.
+
+        What stays behind costs space and requests, nothing else: who was overtaken while it published touches nothing.
+        (Whoever takes the lease later finds the manifest and begins nothing.)
+        """
+        while self._untidy and self._books.attempt(
+            "tidying up after a stage", partial(self._tidy_up, self._untidy[0]), now
+        ):
+            self._untidy.pop(0).lease.release()
+
+    def _tidy_up(self, attempt: _Attempt) -> None:
+        job, storage = attempt.job, self.store.storage
+        with suppress(LeaseLostError):
+            attempt.lease.check()
+            CheckpointStore(storage, job.fingerprint, job.generation).clear()
+            compact_events(storage, job.fingerprint)
+            compact_logs(storage, job.fingerprint)
 
     def _died(self, node: Node, attempt: _Attempt, done: Done) -> None:
         """A worker process ended under its stage: go on from the last checkpoint, within the budgets."""
@@ -323,6 +378,16 @@ class Scheduler:
             )
         reason = f"its worker died ({done.died}); going on from the last checkpoint"
         self._set(node, state="waiting", reason=reason, crashes=crashes)
+
+    def _goes_on_later(self, node: Node, attempt: _Attempt, error: StoreAway) -> bool:
+        """Whether a stage under which the store was away is taken up again: as after a crash, within `retries`."""
+        crashes = self.status[node.name].crashes + 1
+        if attempt.stop is not None or self._cancels or crashes > getattr(node.config, "retries", 0):
+            return False
+        self._next_look[node.name] = time.monotonic() + self.policy.away_s
+        reason = f"the store was away ({error.message}); going on from the last checkpoint"
+        self._set(node, state="waiting", reason=reason, crashes=crashes)
+        return True
 
     def _gave_up(self, node: Node, attempt: _Attempt, outcome: Outcome) -> None:
         """A stage obeyed a stop request: ours, or its own machine's, which is no reason to end the run."""
@@ -343,6 +408,8 @@ class Scheduler:
         self._set(node, state="waiting", reason=reason, preemptions=times)
 
     def _taken_over(self, node: Node) -> None:
+        self._patience_ends.pop(node.name, None)
+        self._next_look.pop(node.name, None)
         self._set(node, state="waiting", reason="another submission has taken it over")
 
     def _stopped(self, node: Node, reason: str) -> None:
@@ -353,6 +420,8 @@ class Scheduler:
             self.observers.tell("stage_failed", node, reason, True)
 
     def _finished(self, node: Node, manifest: Manifest, cached: bool, children: bool = True) -> None:
+        self._tell_events(node.name, now=True)
+        self.tail.leave(node.name)
         self.manifests[node.name] = manifest
         self._set(node, state="cached" if cached else "done", reason="", finished=time.time())
         self.observers.tell("stage_finished", node, manifest, cached, children)
@@ -391,8 +460,12 @@ class Scheduler:
         now = time.monotonic()
         if not self._cancels and now >= self._next_cancel_look:
             self._next_cancel_look = now + self.policy.cancel_file_s
-            if self.run_files.cancelled():
-                self._cancels = 1
+
+            def look() -> None:
+                if self.run_files.cancelled():
+                    self._cancels = 1
+
+            self._books.attempt("looking for a request to stop", look)
 
     def _cancel_stages(self) -> None:
         for name, attempt in list(self._attempts.items()):
@@ -402,7 +475,7 @@ class Scheduler:
                 attempt.stop_since = float("inf")
                 self.executor.kill(name)
         for name, status in self.status.items():
-            if status.state not in FINAL and name not in self._attempts:
+            if status.state not in FINAL and name not in self._attempts and name not in self._made:
                 self._set(self.plan.nodes[name], state="stopped", reason="cancelled", finished=time.time())
 
     # Keeping and telling.
@@ -412,8 +485,21 @@ class Scheduler:
         self._dirty = True
         self.observers.tell("stage_state", node, self.status[node.name])
 
-    def _save(self) -> None:
-        if self._dirty:
-            self._dirty = False
-            stages = {name: asdict(status) for name, status in self.status.items()}
-            self.run_files.write_state({"pid": os.getpid(), "host": socket.gethostname(), "stages": stages})
+    def _tell_events(self, stage: str | None = None, now: bool = False) -> None:
+        """Hand on what the workers wrote: of all stages that are due, or of one at once."""
+
+        def tell() -> None:
+            for name, event in self.tail.poll(stage):
+                self.observers.tell("stage_event", self.plan.nodes[name], event)
+
+        self._books.attempt("reading the stages' events", tell, now)
+
+    def _save(self, now: bool = False) -> None:
+        """The run's state, when it has changed and as a sign of life."""
+        if self._dirty or time.monotonic() >= self._next_beat:
+            stages = {name: asdict(status) | self.tail.record(name) for name, status in self.status.items()}
+            state = {**this_process().record(), "t": time.time(), "beat_s": self.policy.beat_s, "stages": stages}
+            self._next_beat = time.monotonic() + self.policy.beat_s
+            self._dirty = not self._books.attempt(
+                "writing the run's state", lambda: self.run_files.write_state(state), now
+            )

@@ -7,8 +7,11 @@ passed on; watchers know points of a curve by their sample count.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
+from orchestrator.engine.progress import Progress
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import Event, EventReader
 
@@ -25,8 +28,11 @@ class _Followed:
     last_t: float | None = None
     active_s: float = 0.0
     earlier_s: float = 0.0
+    progress: Progress = field(default_factory=Progress)
+    left: bool = False
 
     def take(self, event: Event) -> None:
+        self.progress.take(event)
         t = float(event["t"])
         if self.last_t is not None and 0 < t - self.last_t < MAX_GAP_S:
             self.active_s += t - self.last_t
@@ -47,18 +53,35 @@ class Tail:
         """Begin to read a stage's events; going on where it stopped if it is followed already."""
         if name not in self._followed:
             self._followed[name] = _Followed(EventReader(self._storage, fingerprint))
+        self._followed[name].left = False
 
-    def poll(self, name: str | None = None) -> list[tuple[str, Event]]:
-        """What came since the last call, of all stages that are due, or of one at once."""
-        now, found = time.monotonic(), []
+    def leave(self, name: str) -> None:
+        """Read no more of a stage's events: it is final."""
+        if name in self._followed:
+            self._followed[name].left = True
+
+    def poll(self, name: str | None = None) -> Iterator[tuple[str, Event]]:
+        """What came since the last call, of all stages that are due, or of one at once.
+
+        OrchError where the store does not answer: what was handed out before is not read again, the rest comes later.
+        """
+        now = time.monotonic()
         for each, followed in self._followed.items():
-            if each == name or (name is None and now >= followed.next_look):
+            if each == name or (name is None and not followed.left and now >= followed.next_look):
+                followed.next_look = 0.0  # at once again if this fails
+                events = followed.reader.poll()
                 followed.next_look = now + self._every_s
-                for event in followed.reader.poll():
+                for event in events:
                     followed.take(event)
-                    found.append((each, event))
-        return found
+                    yield each, event
 
     def earlier_s(self, name: str) -> float:
         """Seconds of work of earlier generations that the present one went on from."""
         return self._followed[name].earlier_s
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What the run's state keeps of a stage: its progress, and how far its events have been read."""
+        followed = self._followed.get(name)
+        if followed is None:
+            return {}
+        return {"progress": followed.progress.record(), "position": followed.reader.position}

@@ -2,21 +2,36 @@
 
 The dashboard takes its token from the cookie `ray-authentication-token`, and a browser's cookies belong to a host
 whatever the port. So a one-shot server on the same loopback address may set it and redirect. The page's path is a
-fresh secret; the token is in no URL, no log and no history.
+fresh secret; the token is in no URL, no log and no history. A browser's command line, where everybody on the machine
+can read the path, is not enough: the page answers only to processes of this user, as far as the system tells whose a
+connection is.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 import webbrowser
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.engine import cluster
 
 COOKIE = "ray-authentication-token"
+
+
+def is_mine(client_port: int, server_port: int, tables: Path = Path("/proc/net")) -> bool:
+    """Whether a loopback connection's other end belongs to this user; True where the system does not tell."""
+    ends = (f":{client_port:04X}", f":{server_port:04X}")
+    for table in (tables / "tcp", tables / "tcp6"):
+        rows = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
+        for row in rows:
+            if row[1].endswith(ends[0]) and row[2].endswith(ends[1]):
+                return int(row[7]) == os.getuid()
+    return not (tables / "tcp").exists()
 
 
 class LoginPage:
@@ -30,7 +45,8 @@ class LoginPage:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if page.visited or not secrets.compare_digest(self.path, path):
+                mine = is_mine(self.client_address[1], page.port)
+                if page.visited or not mine or not secrets.compare_digest(self.path, path):
                     self.send_error(404)
                     return
                 page.visited = True
@@ -46,7 +62,8 @@ class LoginPage:
         host = urlsplit(dashboard_url).hostname or "127.0.0.1"
         self._server = HTTPServer((host, 0), Handler)
         self._server.timeout = 0.5
-        self.url = f"http://{host}:{self._server.server_address[1]}{path}"
+        self.port = self._server.server_port
+        self.url = f"http://{host}:{self.port}{path}"
 
     def wait(self, timeout_s: float) -> bool:
         """Serve until the page was visited or the time is over; whether it was visited."""

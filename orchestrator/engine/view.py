@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -18,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.engine.observe import Observer, StageStatus
+from orchestrator.engine.progress import Progress, duration
+from orchestrator.io.redact import redact
 from orchestrator.plan.types import Node, Plan
 
 STYLES = {
@@ -32,77 +33,6 @@ STYLES = {
 }
 NUM_MESSAGES = 4
 """Latest messages shown under the table."""
-RATE_WINDOW_S = 20.0
-
-
-@dataclass
-class Progress:
-    """How far a stage is, from its events. `rate` is work units a second, over the last seconds."""
-
-    done: float = 0.0
-    total: float | None = None
-    unit: str = ""
-    phase: str = ""
-    loss: float | None = None
-    samples_per_s: float | None = None
-    _mark: tuple[float, float] | None = None
-    _rate: float | None = None
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take one event."""
-        if event["type"] == "progress":
-            self.done, self.total = float(event["done"]), event.get("total")
-            self.unit = event.get("unit", "")
-            self._measure(float(event["t"]))
-        elif event["type"] == "report":
-            metrics = event["metrics"]
-            self.loss = metrics.get("loss", self.loss)
-            self.samples_per_s = metrics.get("samples_per_s", self.samples_per_s)
-        elif event["type"] == "phase":
-            self.phase = str(event["name"])
-        elif event["type"] == "resumed":
-            self._mark = None
-
-    def _measure(self, t: float) -> None:
-        if self._mark is None or self.done < self._mark[1]:
-            self._mark = (t, self.done)
-        elif t > self._mark[0]:
-            self._rate = (self.done - self._mark[1]) / (t - self._mark[0])
-            if t - self._mark[0] > RATE_WINDOW_S:
-                self._mark = (t, self.done)
-
-    @property
-    def share(self) -> float | None:
-        """Done of total, in [0, 1]; None while the total is unknown."""
-        return min(1.0, self.done / self.total) if self.total else None
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds left at the present rate."""
-        return (self.total - self.done) / self._rate if self.total and self._rate else None
-
-    def numbers(self) -> str:
-        """Rate, loss and time left in few characters."""
-        parts = []
-        if self.samples_per_s is not None:
-            parts.append(f"{self.samples_per_s:,.0f} samples/s")
-        elif self._rate:
-            parts.append(f"{self._rate:,.0f} {self.unit or 'units'}/s")
-        if self.loss is not None:
-            parts.append(f"loss {self.loss:.3f}")
-        if self.left_s is not None:
-            parts.append(f"{duration(self.left_s)} left")
-        return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`7 s`, `2:05`, `1:02:05`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    minutes, last = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{last:02d}" if hours else f"{minutes}:{last:02d}"
 
 
 def ending(status: StageStatus) -> str:
@@ -122,7 +52,8 @@ class PlainView(Observer):
 
     def say(self, text: str) -> None:
         """A line about the run as a whole."""
-        self.console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False, soft_wrap=True)
+        line = f"{time.strftime('%H:%M:%S')} {redact(text)}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def stage_state(self, node: Node, status: StageStatus) -> None:
         self.say(f"{node.name}: {status.state}  {ending(status)}".rstrip())
@@ -167,7 +98,7 @@ class LiveView(Observer):
 
     def say(self, text: str) -> None:
         """A line about the run as a whole."""
-        self._said = text
+        self._said = redact(text)
 
     def run_started(self, plan: Plan, run: str, provenance: Mapping[str, Any]) -> None:
         self._status = {n.name: StageStatus(n.name, n.kind, n.fingerprint) for n in plan.nodes.values()}
@@ -192,7 +123,7 @@ class LiveView(Observer):
         self._live.stop()
 
     def _message(self, text: str) -> None:
-        self._messages = [*self._messages, text][-NUM_MESSAGES:]
+        self._messages = [*self._messages, redact(text)][-NUM_MESSAGES:]
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
@@ -210,7 +141,7 @@ class LiveView(Observer):
             share = progress.share
             bar = ProgressBar(total=1.0, completed=share or 0.0, width=24, pulse=share is None)
             detail = "  ".join(part for part in (progress.phase, progress.numbers(), detail) if part)
-        words = Text(detail, overflow="ellipsis", no_wrap=True)
+        words = Text(redact(detail), overflow="ellipsis", no_wrap=True)
         return Text(status.name, style=style), Text(status.state, style=style), bar, words
 
 

@@ -6,11 +6,12 @@ wrote as one attempt's files. It publishes nothing. Threads are set from the job
 
 from __future__ import annotations
 
-import codecs
 import errno
 import importlib
 import os
+import re
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -22,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.job import Job, WorkerResult
-from orchestrator.errors import OrchError, StageError, WorkerLost
+from orchestrator.engine.publish import upload
+from orchestrator.errors import OrchError, StageError, StoreAway, WorkerLost
+from orchestrator.io.home import temporary
+from orchestrator.io.redact import redact, redact_error
 from orchestrator.stages.base import Outcome, StageContext
 from orchestrator.stages.preemption import PREEMPTED
 from orchestrator.store.artifacts import Store
+from orchestrator.store.capture import captured_output
 from orchestrator.store.checkpoints import CheckpointStore
 from orchestrator.store.events import EventWriter
 from orchestrator.store.logs import LogWriter
@@ -34,6 +39,10 @@ from orchestrator.training.threads import share_cores
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 SYSTEM_EVERY_S = 5.0
+HUNG_UP = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+"""What gloo and NCCL say of a rank that is gone."""
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b|\d+ requested and \d+ written")
+"""How libraries that raise errors of their own spell a full disk: safetensors, numpy."""
 
 ShouldStop = Callable[[], str | None]
 
@@ -52,10 +61,10 @@ def run_stage(job: Job, should_stop: ShouldStop, capture: bool = True) -> Worker
         outcome, files = _run(job, should_stop, capture)
         result = WorkerResult(outcome, files)
     except OrchError as error:
-        result = WorkerResult(None, error=error, traceback=traceback.format_exc())
+        result = WorkerResult(None, error=redact_error(error), traceback=redact(traceback.format_exc()))
     except Exception as error:
-        lost = _lost_worker(error)
-        result = WorkerResult(None, error=lost or _portable(error), traceback=traceback.format_exc())
+        known = _lost_worker(error) or _store_away(error)
+        result = WorkerResult(None, error=known or _portable(error), traceback=redact(traceback.format_exc()))
     return WorkerResult(
         result.outcome, result.files, result.error, result.traceback, facts, started, time.monotonic() - clock
     )
@@ -64,6 +73,7 @@ def run_stage(job: Job, should_stop: ShouldStop, capture: bool = True) -> Worker
 def _run(job: Job, should_stop: ShouldStop, capture: bool) -> tuple[Outcome, Any]:
     set_threads(job.resources.threads)
     store = Store.open(job.store)
+    _check_in_sight(store, job)
     with ExitStack() as stack:
         events = stack.enter_context(EventWriter(store.storage, job.fingerprint, job.generation))
         logs = stack.enter_context(LogWriter(store.storage, job.fingerprint, job.generation))
@@ -79,16 +89,28 @@ def _run(job: Job, should_stop: ShouldStop, capture: bool) -> tuple[Outcome, Any
         set_threads(job.resources.threads)  # again: importing the runner may have brought torch in
         try:
             outcome = runner(context)
-        except Exception:
+        except Exception as error:
             logs.write(traceback.format_exc())
-            raise
+            if (full := _full_disk(error, out, scratch)) is None:
+                raise
+            raise full from error
         if outcome.stopped is not None:
             _tell_stop(outcome, events, logs)
             return outcome, {}
-        files = store.upload(job.kind, job.fingerprint, job.attempt, context.out, undeclared=outcome.undeclared)
+        files = upload(store, job, out, outcome, should_stop)
         if store.storage.local(job.kind) is not None:
             unfinished.pop_all()  # the files lie in their place
     return outcome, files
+
+
+def _check_in_sight(store: Store, job: Job) -> None:
+    """OrchError where a folder of that name is here, but not the submitter's: what is written would be lost."""
+    record = store.storage.local(f"runs/{job.run}/plan.json")
+    if record is not None and not record.exists():
+        raise OrchError(
+            f"the worker on node '{socket.gethostname()}' does not see the submitter's store {store.url}",
+            "use a store that every node sees: `--store s3://bucket/prefix`, or a folder on a shared file system",
+        )
 
 
 def _tell_stop(outcome: Outcome, events: EventWriter, logs: LogWriter) -> None:
@@ -119,6 +141,7 @@ def _context(
         resources=job.resources,
         events=events,
         should_stop=should_stop,
+        sources=job.sources,
     )
 
 
@@ -141,8 +164,7 @@ def set_threads(threads: int) -> None:
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
     """A directory that is removed at the end; those that killed processes left behind are removed first."""
-    root = Path(tempfile.gettempdir()) / f"orch-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
+    root = temporary()
     for leftover in root.iterdir():
         owner = leftover.name.split("-", 1)[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
@@ -152,39 +174,6 @@ def scratch_directory() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def captured_output(write: Callable[[str], object]) -> Iterator[None]:
-    """Send stdout and stderr of this process, also from C and from children, to `write` and where they went before."""
-    read_end, write_end = os.pipe()
-    saved = [os.dup(1), os.dup(2)]
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def pump() -> None:
-        while chunk := os.read(read_end, 1 << 16):
-            os.write(saved[0], chunk)
-            write(decoder.decode(chunk))
-
-    thread = threading.Thread(target=pump, name="output", daemon=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(write_end, 1)
-    os.dup2(write_end, 2)
-    os.close(write_end)
-    thread.start()
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(saved[0], 1)
-        os.dup2(saved[1], 2)
-        thread.join(timeout=2)  # a child that outlives the stage may keep the pipe open
-        os.close(read_end)
-        if not thread.is_alive():
-            for descriptor in saved:
-                os.close(descriptor)
 
 
 @contextmanager
@@ -219,24 +208,55 @@ def _facts(job: Job) -> dict[str, Any]:
     return {"host": host(), "packages": packages(), **budget, "cpus": job.resources.cpus}
 
 
-def _lost_worker(error: BaseException | None) -> WorkerLost | None:
+def _lost_worker(error: BaseException) -> WorkerLost | None:
     """`WorkerLost` where the error comes from a Ray process or node that died under the stage (a rank)."""
     ray = sys.modules.get("ray")
-    while ray is not None and error is not None:
-        for failure in (error, *getattr(error, "worker_failures", {}).values()):
-            if isinstance(failure, ray.exceptions.RayActorError):
-                return WorkerLost(str(failure).splitlines()[0], preempted=failure.preempted)
-            if isinstance(failure, ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError):
-                return WorkerLost(str(failure).splitlines()[0])
-        error = error.__cause__
+    if ray is None:
+        return None
+    found = list(_within(error))
+    for failure in found:
+        if isinstance(failure, ray.exceptions.RayActorError):
+            return WorkerLost(str(failure).splitlines()[0], preempted=failure.preempted)
+        if isinstance(failure, ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError):
+            return WorkerLost(str(failure).splitlines()[0])
+    if any(hasattr(failure, "worker_failures") for failure in found):
+        for failure in found:  # what a rank says whose neighbour died may come before the news of that death
+            if isinstance(failure, RuntimeError) and any(words in str(failure) for words in HUNG_UP):
+                return WorkerLost("one of its workers no longer answers the others")
     return None
+
+
+def _within(error: BaseException) -> Iterator[BaseException]:
+    """An error, those of Ray Train's ranks in it, and what they wrap or were caused by."""
+    yield error
+    wrapped = [getattr(error, name, None) for name in ("health_check_failure", "_base_exc", "__cause__")]
+    for inner in (*getattr(error, "worker_failures", {}).values(), *wrapped):
+        if isinstance(inner, BaseException):
+            yield from _within(inner)
+
+
+def _store_away(error: BaseException | None) -> StoreAway | None:
+    """`StoreAway` where that is what some library stumbled over."""
+    while error is not None and not isinstance(error, StoreAway):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _portable(error: Exception) -> Exception:
     """The error in a form that survives the way to another process; memory and disk that ran out, with the remedy."""
-    text = f"{type(error).__name__}: {error}"
+    text = redact(f"{type(error).__name__}: {error}")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return StageError(f"out of memory: {text}", "lower micro_batch or batch, or give the stage more memory")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageError(f"the disk is full: {text}", "make room; finished stages are kept, submitting again goes on")
-    return RuntimeError(text)
+    return _full_disk(error) or RuntimeError(text)
+
+
+def _full_disk(error: Exception, *folders: Path) -> StageError | None:
+    """The error for people, with the room that is left in these folders, if it is one of a full disk."""
+    told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OrchError) or not (told or _FULL.search(str(error))):
+        return None
+    left = "".join(f"; {folder} has {shutil.disk_usage(folder).free / 1e6:,.0f} MB left" for folder in folders)
+    return StageError(
+        redact(f"the disk is full: {type(error).__name__}: {error}{left}"),
+        "make room; finished stages and checkpoints are kept, submitting again goes on",
+    )

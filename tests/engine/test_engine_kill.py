@@ -1,5 +1,5 @@
-"""Kill -9 of the submitting process between any two of its steps: submitting again goes on, and gives the same
-artifacts.
+"""Kill -9 of a real submitting process between any two of its steps: submitting again goes on, and gives the same
+artifacts. The whole table, with simulated processes, is tests/faults/test_faults_kill.py.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class KillsAt(Observer):
         self._count()
 
 
-def submit(root: Path, observer: Observer):
-    plan = toy_kinds.plan(SHAPES["diamond"], root / "trace")
-    store = Store.open(str(root / "store"))
+def submit(trace: Path, url: str, observer: Observer):
+    plan = toy_kinds.plan(SHAPES["diamond"], trace, a={"steps": 2})
+    store = Store.open(url)
     observers = Observers([observer], lambda text: None)
     policy = Policy(poll_s=0.02, elsewhere_s=0.05)
     return Scheduler(plan, store, LocalExecutor(), create_run(store, "toys", "", {}), observers, policy).run()
@@ -59,18 +59,21 @@ def submit(root: Path, observer: Observer):
 def undisturbed(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("undisturbed")
     (root / "trace").mkdir()
-    result = submit(root, Observer())
+    result = submit(root / "trace", str(root / "store"), Observer())
     return {name: manifest.content_digest for name, manifest in result.manifests.items()}
 
 
-@pytest.mark.parametrize("step", range(0, NUM_STEPS, 2))
-def test_submitting_again_after_a_kill_gives_the_undisturbed_artifacts(step, tmp_path, undisturbed):
+@pytest.mark.parametrize(
+    ("place", "step"), [("local", step) for step in range(0, NUM_STEPS, 2)] + [("s3", step) for step in (1, 7, 12)]
+)
+def test_submitting_again_after_a_kill_gives_the_undisturbed_artifacts(place, step, tmp_path, undisturbed, request):
+    url = str(tmp_path / "store") if place == "local" else request.getfixturevalue("s3_root")
     (tmp_path / "trace").mkdir()
-    killed = subprocess.run([sys.executable, __file__, str(tmp_path), str(step)], timeout=60)
+    killed = subprocess.run([sys.executable, __file__, str(tmp_path / "trace"), url, str(step)], timeout=60)
     assert killed.returncode == (-signal.SIGKILL if step < NUM_STEPS - 1 else 0)
     begun = {name: count(tmp_path / "trace", name) for name in SHAPES["diamond"]}
     finished = {name: count(tmp_path / "trace", name, "finished") for name in SHAPES["diamond"]}
-    result = submit(tmp_path, Observer())
+    result = submit(tmp_path / "trace", url, Observer())
     assert result.ok
     assert {name: m.content_digest for name, m in result.manifests.items()} == undisturbed
     for name in SHAPES["diamond"]:
@@ -83,4 +86,4 @@ def test_submitting_again_after_a_kill_gives_the_undisturbed_artifacts(step, tmp
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    submit(Path(sys.argv[1]), KillsAt(int(sys.argv[2])))
+    submit(Path(sys.argv[1]), sys.argv[2], KillsAt(int(sys.argv[3])))

@@ -14,11 +14,12 @@ from rich.console import Console
 from test_engine_scheduler import QUICK, Recorder, scheduler, states
 from toy_kinds import count, wait
 
+from orchestrator.engine.executor import Capacity
 from orchestrator.engine.job import Done, Job, WorkerResult
 from orchestrator.engine.local import LocalExecutor
 from orchestrator.engine.observe import Observer
 from orchestrator.engine.run import run
-from orchestrator.engine.scheduler import Capacity, Policy
+from orchestrator.engine.scheduler import Policy
 from orchestrator.engine.view import PlainView
 from orchestrator.errors import WorkerLost
 from orchestrator.stages.base import Outcome

@@ -143,7 +143,7 @@ def test_crashes_have_a_small_budget_and_preemptions_their_own(store, trace):
 
 
 def test_failures_say_what_and_what_to_do(store, trace):
-    behaviours = {"a": "fails", "b": "bug", "c": "full_disk", "d": "memory"}
+    behaviours = {"a": "fails", "b": "bug", "c": "full_disk", "d": "memory", "e": "store_away"}
     plan = toy_kinds.plan(dict.fromkeys(behaviours, ()), trace, behaviours)
     result = scheduler(plan, store).run()
     assert (result.stages["a"].reason, result.stages["a"].remedy) == ("the toy is broken", "buy another")
@@ -151,6 +151,7 @@ def test_failures_say_what_and_what_to_do(store, trace):
     assert "orch logs" in result.stages["b"].remedy
     assert "make room" in result.stages["c"].remedy
     assert "lower micro_batch" in result.stages["d"].remedy
+    assert result.stages["e"].reason == "storage failed after retries: 503"
 
 
 def test_independent_stages_run_side_by_side_within_the_budget(store, trace):

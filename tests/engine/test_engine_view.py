@@ -10,7 +10,8 @@ import toy_kinds
 from rich.console import Console
 
 from orchestrator.engine.observe import Observer, Observers, StageStatus
-from orchestrator.engine.view import LiveView, PlainView, Progress, duration
+from orchestrator.engine.progress import Progress, duration
+from orchestrator.engine.view import LiveView, PlainView
 
 NOW = time.time() + 3600  # later than any view here
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import StageError, StoreAway, UserError
 from orchestrator.plan.types import Input, Node, Plan
 from orchestrator.recipe.schema import Artifact, Dataset, Execution, Ref
 from orchestrator.stages.base import Outcome, StageConfig, StageContext
@@ -34,7 +34,9 @@ class Toy(StageConfig):
     needs: list[Ref[Dataset]] = []
     """Other toys."""
     behaviour: Execution[str] = "ok"
-    """ok | fails | user_error | bug | full_disk | memory | waits_for_stop | waits_for_file"""
+    """ok | fails | user_error | bug | store_away | full_disk | memory | waits_for_stop | waits_for_file"""
+    steps: Execution[int] = 0
+    """Steps of work before the end, with a checkpoint after each."""
     trace: Execution[str]
     """Directory for marks."""
 
@@ -49,10 +51,13 @@ def run(ctx: StageContext) -> Outcome:
     print(f"hello from {ctx.stage}", flush=True)
     ctx.events.emit("progress", done=0, total=2, unit="samples")
     behave(ctx, config.behaviour, trace)
+    worked = work(ctx, config.steps, trace)
     ctx.events.emit("progress", done=2, total=2, unit="samples")
     if (reason := ctx.should_stop()) is not None:
         return Outcome(stopped=reason)
-    text = "+".join([config.label, *(handle.read("text").decode() for _, handle in sorted(ctx.inputs.items()))])
+    text = "+".join(
+        [config.label, *worked, *(handle.read("text").decode() for _, handle in sorted(ctx.inputs.items()))]
+    )
     (ctx.out / "text").write_text(text)
     (ctx.out / "when").write_text(str(time.time()))
     mark.rename(mark.with_suffix(".finished"))
@@ -67,6 +72,11 @@ def behave(ctx: StageContext, behaviour: str, trace: Path) -> None:
         raise UserError("the toy was held wrongly")
     if behaviour == "bug":
         raise ValueError("no such toy")
+    if behaviour == "store_away":
+        try:
+            raise StoreAway("storage failed after retries: 503", "submit again")
+        except StoreAway as error:
+            raise ValueError("a library stumbled") from error
     if behaviour == "full_disk":
         raise OSError(errno.ENOSPC, "No space left on device")
     if behaviour == "memory":
@@ -77,6 +87,24 @@ def behave(ctx: StageContext, behaviour: str, trace: Path) -> None:
         wait(lambda: ctx.should_stop() is not None or (trace / "go").exists())
 
 
+def work(ctx: StageContext, steps: int, trace: Path) -> list[str]:
+    """Steps that depend on those before; goes on from the last checkpoint."""
+    done: list[str] = []
+    if steps and (last := ctx.checkpoints.latest()) is not None:
+        done = ctx.checkpoints.read(last, "done").decode().split()
+        ctx.events.emit("resumed", samples=last.samples, generation=last.generation)
+    for step in range(len(done), steps):
+        if ctx.should_stop() is not None:
+            return done
+        (trace / f"{ctx.stage}-{uuid.uuid4().hex}.step{step}").touch()
+        done.append(f"{step}of{steps}")
+        ctx.events.emit("report", samples=step + 1, metrics={"loss": 1 / (step + 1)})
+        ctx.events.flush()
+        ctx.checkpoints.save(step + 1, {"done": " ".join(done).encode(), "more": b"x"})
+        ctx.checkpoints.prune(keep=1)
+    return done
+
+
 def wait(condition, timeout_s: float = 60) -> None:
     """Until the condition holds; AssertionError after the time."""
     deadline = time.monotonic() + timeout_s
@@ -85,8 +113,8 @@ def wait(condition, timeout_s: float = 60) -> None:
         time.sleep(0.01)
 
 
-def count(trace: Path, stage: str, ending: str = "*") -> int:
-    """How often a stage's body was begun (`ending` "finished": and came to its end)."""
+def count(trace: Path, stage: str, ending: str = "*ed") -> int:
+    """How often a stage's body was begun (`ending` "finished": and came to its end; "stepN": and did its step N)."""
     return len(list(trace.glob(f"{stage}-*.{ending}")))
 
 
@@ -118,4 +146,5 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "join": {"a": (), "b": (), "c": ("a", "b")},
     "diamond": {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")},
     "islands": {"a": (), "b": ("a",), "x": (), "y": ("x",)},
+    "matrix": {"a": (), "b1": ("a",), "b2": ("a",), "b3": ("a",), "c": ("b1", "b2", "b3"), "d": ("a", "c")},
 }
