@@ -18,7 +18,10 @@ COMMANDS = {
     "logs": ("orchestrator.cli.status:logs", "A stage's log; -f follows it."),
     "cancel": ("orchestrator.cli.status:cancel", "Ask a run to checkpoint and stop."),
     "show": ("orchestrator.cli.show:show", "A run, an artifact, its lineage; methods; the recipe's schema."),
-    "compare": ("orchestrator.cli.show:compare", "What differs between two runs or artifacts, field by field."),
+    "compare": ("orchestrator.cli.compare:compare", "What differs between two runs or artifacts, field by field."),
+    "keep": ("orchestrator.cli.keep:keep", "Name a run or an artifact that must stay."),
+    "gc": ("orchestrator.cli.gc:gc", "What nobody needs any more; --delete it, --verify the rest."),
+    "report": ("orchestrator.cli.report:report", "One HTML page of a run: stages, curves, results, data, lineage."),
     "ui": ("orchestrator.cli.ui:ui", "Open the Ray dashboard and MLflow."),
     "data": ("orchestrator.cli.data:data", "Built-in and buildable data sets."),
     "cluster": ("orchestrator.cli.ui:cluster", "The local Ray cluster: status, down."),
@@ -76,7 +79,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except OrchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from orchestrator.io.redact import redact
+
+        print(redact(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""`orch show` and `orch compare`: what a run or an artifact is, where it comes from, and how two of them differ."""
+"""`orch show`: what a run or an artifact is, where it comes from and what was made of it; what recipes may say."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import click
 from orchestrator.cli import options
 
 if TYPE_CHECKING:
-    from orchestrator.store.artifacts import Manifest
-    from orchestrator.store.lookup import Ancestor
+    from orchestrator.errors import UserError
+    from orchestrator.store.artifacts import Manifest, Store
+    from orchestrator.store.lineage import Lineage
+    from orchestrator.store.runs import Run
 
 
 @click.command()
 @click.argument("what")
-@click.option("--lineage", is_flag=True, help="What it was made from, back to the data, and what was made from it.")
-@click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
+@click.option("--lineage", is_flag=True, help="What it was made from, back to the data, and everything made of it.")
+@click.option("--diff", is_flag=True, help="The uncommitted changes of the code that made it.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: the manifest, or with --lineage nodes and edges.")
 @options.store
-def show(what: str, lineage: bool, as_json: bool, store: str | None) -> None:
-    """WHAT is a run (its id, `last`), a stage, RUN/STAGE, a fingerprint's beginning; or `methods`, `schema`, or a
-    stage kind, method, operator or task (`orch show distill`), for what can be written there.
+def show(what: str, lineage: bool, diff: bool, as_json: bool, store: str | None) -> None:
+    """WHAT is a run (its id, `last`), a stage, RUN/STAGE, a fingerprint's beginning, a kept name, or something
+    external (a data set's source, its content digest, `open_clip:...`); or `methods`, `schema`, or a stage kind,
+    method, operator or task (`orch show distill`), for what can be written there.
     """
     if what == "methods":
         _tables()
@@ -38,20 +42,80 @@ def show(what: str, lineage: bool, as_json: bool, store: str | None) -> None:
     if config is not None:
         _fields(config)
         return
-    from orchestrator.store.lookup import find_artifact
+    from orchestrator.errors import UserError
+    from orchestrator.store.lookup import find
+    from orchestrator.store.runs import Run
 
     opened = options.open_store(store)
-    run = _run(opened, what)
-    if run is not None:
-        _run_page(run)
+    try:
+        found = find(opened, what)
+    except UserError as error:
+        _external(opened, what, as_json, error)
         return
-    manifest = find_artifact(opened, what)
-    if as_json:
-        click.echo(manifest.to_json().decode())
-    elif lineage:
-        _lineage(opened, manifest)
+    if lineage:
+        _lineage(opened, found, as_json)
+    elif isinstance(found, Run):
+        _run(found, as_json)
+    elif diff:
+        _diff(found)
+    elif as_json:
+        click.echo(found.to_json().decode())
     else:
-        _artifact(manifest)
+        _artifact(found)
+
+
+def _external(store: Store, what: str, as_json: bool, unknown: UserError) -> None:
+    """What was made of external data or weights of that name or identity; the error if there is none."""
+    from orchestrator.cli.lineage import external_trees
+    from orchestrator.stages import KINDS
+
+    known = _read(store)
+    found = known.find_external(what)
+    if not found:
+        raise unknown
+    if as_json:
+        click.echo(json.dumps({**known.to_json(found, KINDS), "names": found}, indent=1))
+    else:
+        external_trees(known, found, KINDS)
+
+
+def _lineage(store: Store, found: Run | Manifest, as_json: bool) -> None:
+    from orchestrator.cli.lineage import artifact_trees, run_trees
+    from orchestrator.stages import KINDS
+    from orchestrator.store.lookup import run_artifacts, runs_with
+    from orchestrator.store.runs import Run
+
+    known = _read(store)
+    made = run_artifacts(store, found) if isinstance(found, Run) else {}
+    if as_json:
+        of = [m.fingerprint for m in made.values()] if isinstance(found, Run) else [found.fingerprint]
+        click.echo(json.dumps(known.to_json(of, KINDS), indent=1))
+    elif isinstance(found, Run):
+        run_trees(known, found, made, KINDS)
+    else:
+        artifact_trees(known, found, runs_with(store, found.fingerprint), KINDS)
+
+
+def _read(store: Store) -> Lineage:
+    """The store's lineage; damaged manifests are named and left out."""
+    from orchestrator.store.lineage import Lineage
+
+    known = Lineage.read(store)
+    for error in known.damaged.values():
+        click.echo(f"left out: {error}", err=True)
+    return known
+
+
+def _diff(manifest: Manifest) -> None:
+    """The changes as a patch on stdout; what is to be said of them on stderr."""
+    code = manifest.provenance.get("code", {})
+    if not code.get("commit"):
+        click.echo("the code was not in a git checkout: its changes are not known", err=True)
+        return
+    click.echo(f"on top of {code['commit']}" + ("" if code.get("diff") else ", without changes"), err=True)
+    click.echo(code.get("diff", ""), nl=False)
+    if code.get("diff_truncated"):
+        click.echo(f"cut off here; all of it has the SHA-256 {code['diff_sha256']}", err=True)
 
 
 def _configuration(name: str) -> Any | None:
@@ -75,16 +139,10 @@ def _fields(config: Any) -> None:
         click.echo(click.wrap_text(field.text, width=96, initial_indent="      ", subsequent_indent="      "))
 
 
-def _run(store: Any, what: str) -> Any | None:
-    """The run that is meant, or None where an artifact is."""
-    from orchestrator.store.runs import find_run, list_runs
-
-    if what == "last" or any(run.id == what for run in list_runs(store)):
-        return find_run(store, what)
-    return None
-
-
-def _run_page(run: Any) -> None:
+def _run(run: Run, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"id": run.id, "plan": run.plan(), **run.state()}, indent=1))
+        return
     click.echo(run.id)
     for name, stage in run.state().get("stages", {}).items():
         click.echo(f"  {name:<20} {stage['kind']:<10} {stage['state']:<9} {(stage['fingerprint'] or '')[:12]}")
@@ -92,17 +150,29 @@ def _run_page(run: Any) -> None:
 
 
 def _artifact(manifest: Manifest) -> None:
-    code = manifest.provenance.get("code", {})
+    from orchestrator.cli.lineage import cost
+    from orchestrator.stages import KINDS
+    from orchestrator.store.lineage import facts, inputs
+
+    known = facts(manifest, KINDS.get(manifest.kind))
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.finished))
-    click.echo(f"{manifest.kind} '{manifest.stage}' {manifest.fingerprint[:12]}")
-    click.echo(f"finished {when} after {manifest.wall_s:.1f} s of work")
-    click.echo(f"made by run {manifest.run}, content {manifest.content_digest[:12]}")
-    for path, use in manifest.inputs.items():
-        click.echo(f"  from {path} = {use['name']} ({use['kind']} {use['fingerprint'][:12]})")
-    if code.get("commit"):
-        click.echo(f"code {code['commit'][:12]}{' with uncommitted changes' if code.get('dirty') else ''}")
+    click.echo(
+        f"{manifest.kind} '{manifest.stage}' {manifest.fingerprint[:12]}, content {manifest.content_digest[:12]}"
+    )
+    click.echo(f"finished {when} after {manifest.wall_s:.1f} s of work, {cost(manifest.cost)}")
+    click.echo(f"recipe: stage {manifest.stage} of run {manifest.run} (`orch show {manifest.run}`)")
+    for use in inputs(manifest):
+        click.echo(f"  from {use.role} = {use.name} ({use.kind} {use.fingerprint[:12]})")
+    if known["commit"]:
+        changes = " with uncommitted changes (`--diff` shows them)" if known["uncommitted_changes"] else ""
+        click.echo(f"code {known['commit'][:12]}{changes}")
+    _mapping("seeds", known["seeds"])
     _mapping("settings", manifest.payload.get("config", {}))
     _mapping("metrics", {k: v for k, v in manifest.metrics.items() if "/" not in k} or manifest.metrics)
+    budget = {name: manifest.provenance.get(name) for name in ("cpus", "gpus", "workers", "threads")}
+    host = {"device": known["device"], **budget, **manifest.provenance.get("host", {})}
+    _mapping("machine", {name: value for name, value in host.items() if value is not None})
+    _mapping("packages", known["packages"])
     click.echo("files")
     for name, file in manifest.files.items():
         click.echo(f"  {name:<40} {file.size:>12,} bytes  {file.sha256[:12]}")
@@ -116,40 +186,6 @@ def _mapping(title: str, values: Mapping[str, Any]) -> None:
         click.echo(f"  {name:<40} {shown}")
 
 
-def _lineage(store: Any, manifest: Manifest) -> None:
-    from rich.console import Console
-    from rich.tree import Tree
-
-    from orchestrator.store.lookup import lineage, used_by
-
-    told: set[str] = set()
-
-    def grow(tree: Tree, ancestor: Ancestor) -> None:
-        """Each artifact's own inputs once, where it first comes up."""
-        for child in ancestor.inputs:
-            known = bool(child.inputs) and child.fingerprint in told
-            branch = tree.add(_label(child) + (", see above" if known else ""))
-            if not known:
-                told.add(child.fingerprint)
-                grow(branch, child)
-
-    root = lineage(store, manifest)
-    tree = Tree(_label(root))
-    grow(tree, root)
-    Console().print(tree)
-    uses = list(used_by(store, manifest))
-    if uses:
-        click.echo("used by")
-    for role, other in uses:
-        click.echo(f"  {other.stage} ({other.kind} {other.fingerprint[:12]}) as {role}")
-
-
-def _label(ancestor: Ancestor) -> str:
-    role = f"{ancestor.role} = " if ancestor.role else ""
-    gone = "" if ancestor.manifest else ", not in this store"
-    return f"{role}{ancestor.name} ({ancestor.kind} {ancestor.fingerprint[:12]}{gone})"
-
-
 def _tables() -> None:
     from orchestrator.curation import OPERATORS
     from orchestrator.evaluation import TASKS
@@ -161,57 +197,3 @@ def _tables() -> None:
         for name in table:
             first = (table[name].__doc__ or "").strip().splitlines()[0]
             click.echo(f"  {name:<12} {first}")
-
-
-@click.command()
-@click.argument("a")
-@click.argument("b")
-@options.store
-def compare(a: str, b: str, store: str | None) -> None:
-    """What differs between A and B (two runs, or two artifacts): settings, inputs, metrics, code, packages."""
-    from orchestrator.store.lookup import find_artifact
-
-    opened = options.open_store(store)
-    run_a, run_b = _run(opened, a), _run(opened, b)
-    if run_a is None or run_b is None:
-        _differences(find_artifact(opened, a), find_artifact(opened, b))
-        return
-    stages_a, stages_b = (run.state().get("stages", {}) for run in (run_a, run_b))
-    for name in dict.fromkeys([*stages_a, *stages_b]):
-        one, other = stages_a.get(name), stages_b.get(name)
-        if one is None or other is None:
-            click.echo(f"{name}: only in {(run_a if other is None else run_b).id}")
-        elif one["fingerprint"] == other["fingerprint"]:
-            click.echo(f"{name}: the same")
-        else:
-            made = [opened.find(s["kind"], s["fingerprint"]) for s in (one, other) if s["fingerprint"]]
-            done = [manifest for manifest in made if manifest is not None]
-            click.echo(f"{name}:" if len(done) == 2 else f"{name}: differs; not finished in both")
-            if len(done) == 2:
-                _differences(*done)
-
-
-def _differences(a: Manifest, b: Manifest) -> None:
-    from orchestrator.plan.diff import diff
-    from orchestrator.stages import KINDS
-
-    if a.kind != b.kind:
-        click.echo(f"  a {a.kind} and a {b.kind}: their settings have nothing in common")
-    names_a, names_b = ({key: str(use["name"]) for key, use in m.inputs.items()} for m in (a, b))
-    lines = diff(a.payload, b.payload, KINDS[a.kind], names_a, names_b) if a.kind == b.kind else []
-    for name in dict.fromkeys([*a.metrics, *b.metrics]):
-        one, other = a.metrics.get(name), b.metrics.get(name)
-        if one != other:
-            change = "" if one is None or other is None else f" ({other - one:+.4g})"
-            lines.append(f"{name} {_number(one)} → {_number(other)}{change}")
-    for name in ("code", "packages", "host"):
-        one, other = a.provenance.get(name), b.provenance.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            changed = [key for key in {**one, **other} if one.get(key) != other.get(key) and key != "diff"]
-            lines += [f"{name}.{key} {one.get(key)} → {other.get(key)}" for key in changed]
-    for line in lines or ["no difference"]:
-        click.echo(f"  {line}")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
