@@ -63,7 +63,7 @@ class Bench:
         digest = source.prepare(str(shards.resolve()), self.store)
         nothing_held_out = SplitConfig(ood_style=None, unseen=0, held=0, holdout=0)
         config = DatasetStage(source=str(shards.resolve()), split=nothing_held_out)
-        self.data = self.made("dataset", config, f"{digest[:48]}{source.locate(config.source).key[:16]}")
+        self.data = self.made("dataset", config, f"{digest[:48]}{source.locate(config.source).place[-16:]}")
 
     def made(
         self,
@@ -171,6 +171,7 @@ def _run_stage(
     """Call a stage's runner and publish what it wrote, as the engine does."""
     from importlib import import_module
 
+    from orchestrator.data import source
     from orchestrator.plan.types import Resources
     from orchestrator.stages.base import StageContext
     from orchestrator.store.artifacts import Manifest, new_attempt
@@ -196,6 +197,7 @@ def _run_stage(
             resources=Resources(cpus=config.resources.cpus),
             events=_Stamps(),
             should_stop=lambda: None,
+            sources={name: source.known(name, store).place for name in config.external_sources()},
         )
         module, _, function = config.runner.partition(":")
         outcome = getattr(import_module(module), function)(context)

@@ -74,7 +74,7 @@ def dataset(out: Path, work: Path) -> Dataset:
     prepare(str(out), store)
     found = known(str(out), store)
     assert found is not None
-    folder = work / "sources" / found.location.key
+    folder = work / found.place
     columns = {name: {"file": f, "columns": _columns(folder / f)} for name, f in found.marker["columns"].items()}
     description = {
         "rows": found.marker["rows"],
@@ -84,7 +84,7 @@ def dataset(out: Path, work: Path) -> Dataset:
     }
     tables = Tables(description, lambda file: folder / str(file))
     names = [name for name, _ in found.marker["shards"]]
-    return Dataset("bench", tables, Shards(Storage.open(found.location.url), "", names), tables.selection())
+    return Dataset("bench", tables, Shards(Storage.open(found.url), "", names), tables.selection())
 
 
 def _columns(file: Path) -> list[str]:

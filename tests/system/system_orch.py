@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from orchestrator.engine import cluster
 from orchestrator.store.artifacts import Store
@@ -23,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "recipes" / "tinyclip_progressive.yaml"
 QUARTER = {"teacher": 120, "mid": 30, "small": 35, "scratch": 35}
 FOREIGN = ("RAY_", "ORCH_", "MLFLOW_")
+NUM_SHARDS, NUM_SAMPLES = 2, 48
+"""Shards that `write_shards` writes, and pairs in each."""
 
 
 @dataclass
@@ -153,7 +159,38 @@ class Demo:
         return str(target)
 
 
+@dataclass(frozen=True)
+class S3Demo(Demo):
+    """The same on S3, submitted by `orch`, whose environment has the server's address and planted secrets."""
+
+    orch: Orch
+    planted: Mapping[str, str]
+    """Variables of the environment whose values must be nowhere but there."""
+
+
 def overrides(**values: object) -> tuple[str, ...]:
     """`-s` options: `small__learning_rate=1` becomes `-s stages.small.learning_rate=1`."""
     pairs = [("-s", f"stages.{name.replace('__', '.')}={value}") for name, value in values.items()]
     return tuple(word for pair in pairs for word in pair)
+
+
+def write_shards(folder: Path) -> None:
+    """Photographs' worth of noise with captions: KEY.jpg, KEY.txt, KEY.json in tars, and img2dataset's side files."""
+    drawn = random.Random(0)
+    for shard in range(NUM_SHARDS):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number in range(NUM_SAMPLES):
+                key, caption = f"{shard:05d}{number:04d}", f"picture {number} of shard {shard}"
+                picture = Image.frombytes("RGB", (40, 30), drawn.randbytes(3600)).resize((80, 60))
+                image = io.BytesIO()
+                picture.save(image, "JPEG")
+                facts = {"caption": caption, "url": f"https://example.org/{key}.jpg", "key": key, "status": "success"}
+                for suffix, content in (
+                    ("jpg", image.getvalue()),
+                    ("txt", caption.encode()),
+                    ("json", json.dumps(facts).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{key}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"count": NUM_SAMPLES, "successes": NUM_SAMPLES}))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from system_orch import DEMO, QUARTER, Orch, overrides, wait
 
@@ -124,6 +125,29 @@ def test_a_worker_that_was_killed_is_replaced_and_goes_on_to_the_same_weights(or
     worker.kill()
     said = orch.end(process, timeout_s=150)
     assert "small: waiting  its worker died" in said.out + said.err
+    manifest = small(copy)
+    assert manifest is not None
+    assert manifest.generation == 2
+    assert manifest.summary["resumed_at_samples"] >= EVERY * BATCH
+    assert manifest.files[WEIGHTS].sha256 == undisturbed
+
+
+@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+def test_a_local_cluster_that_was_killed_is_replaced_under_the_run_and_leaves_no_process(
+    name, orch, copy, undisturbed
+):
+    process = begun(orch, copy, "--no-mlflow")
+    before = orch.cluster()
+    old = psutil.Process(before.pid).children(recursive=True)
+    (killed,) = [each for each in old if each.name() == name]
+    killed.kill()
+    said = orch.end(process, timeout_s=150)
+    assert "the local Ray cluster has ended: going on in a fresh one" in said.out + said.err
+    assert "small: waiting  its worker died (the Ray cluster ended)" in said.out + said.err
+    assert "Traceback" not in said.out + said.err
+    assert "[state-dump]" not in said.out + said.err
+    assert orch.cluster().pid != before.pid
+    assert psutil.wait_procs(old, timeout=10)[1] == []
     manifest = small(copy)
     assert manifest is not None
     assert manifest.generation == 2

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-import random
 import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from system_orch import NUM_SAMPLES, NUM_SHARDS, write_shards
 
 from orchestrator.store.artifacts import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240, func_only=True)]
 
-NUM_SHARDS, NUM_SAMPLES = 2, 48
-"""Shards, and pairs in each."""
-
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Photographs' worth of noise with captions: KEY.jpg, KEY.txt, KEY.json in tars, and img2dataset's side files."""
+    """Somebody's photographs, and img2dataset's side files."""
     folder = tmp_path_factory.mktemp("cc3m")
-    drawn = random.Random(0)
-    for shard in range(NUM_SHARDS):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for number in range(NUM_SAMPLES):
-                key, caption = f"{shard:05d}{number:04d}", f"picture {number} of shard {shard}"
-                picture = Image.frombytes("RGB", (40, 30), drawn.randbytes(3600)).resize((80, 60))
-                image = io.BytesIO()
-                picture.save(image, "JPEG")
-                facts = {"caption": caption, "url": f"https://example.org/{key}.jpg", "key": key, "status": "success"}
-                for suffix, content in (
-                    ("jpg", image.getvalue()),
-                    ("txt", caption.encode()),
-                    ("json", json.dumps(facts).encode()),
-                ):
-                    info = tarfile.TarInfo(f"{key}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-        (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"count": NUM_SAMPLES, "successes": NUM_SAMPLES}))
+    write_shards(folder)
     return folder
 
 
