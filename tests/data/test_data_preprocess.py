@@ -101,7 +101,7 @@ def test_transparent_pixels_show_the_background_and_bleed_no_colour(background):
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16"])
 def test_every_mode_decodes_to_three_channels(mode):
     buffer = io.BytesIO()
-    Image.new(mode, (16, 16)).save(buffer, "TIFF")
+    Image.new(mode, (16, 16)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
     assert Preprocess(image_size=8).decode(buffer.getvalue()).shape == (3, 8, 8)
 
 
