@@ -188,7 +188,7 @@ class _Streams:
 
     def show(self) -> bool:
         """Print what came; whether more can come. A stage that is final is read once more and then left alone."""
-        from orchestrator.engine.verdict import is_final
+        from orchestrator.engine.verdict import is_final, run_state
         from orchestrator.store.runs import engine_is_gone
 
         state = self._run.state()
@@ -199,9 +199,9 @@ class _Streams:
                 self._show(name, stage["fingerprint"])
             if is_final(stage):
                 self._over.add(name)
-        if all(map(is_final, chosen.values())):
-            return not chosen
-        if engine_is_gone(state):
+        if chosen and all(map(is_final, chosen.values())):
+            return False
+        if engine_is_gone(state) and run_state(self._run, state, time.time()) != "starting":
             click.echo("the run's engine is gone; `orch status` says how to go on", err=True)
             return False
         return True

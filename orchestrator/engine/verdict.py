@@ -166,7 +166,7 @@ def _gone(state: Mapping[str, Any], now: float) -> str:
     """Why a run is called interrupted."""
     engine = recorded(state)
     if engine is None:
-        return "it ended before it began"
+        return "it ended before it had begun, or its record is lost"
     who = f"process {engine.pid} on {engine.host}"
     if engine.alive() is False:
         return f"its engine ({who}) has ended"

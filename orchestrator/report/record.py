@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from orchestrator.errors import UserError
 from orchestrator.store.artifacts import DamagedError, Handle, Manifest, Store
 from orchestrator.store.events import Event, EventReader, curves
 from orchestrator.store.logs import LogReader
@@ -107,8 +108,10 @@ class RunRecord:
 
 
 def read(run: Run) -> RunRecord:
-    """Everything about a run that is known now."""
+    """Everything about a run that is known now; UserError where nothing is."""
     plan, state = run.plan(), run.state()
+    if not plan["stages"]:
+        raise UserError(f"run {run.id} ended before it had begun: there is nothing to show", "submit its recipe again")
     statuses = state.get("stages", {})
     gone = bool(state) and engine_is_gone(state)
     stages = {

@@ -127,7 +127,7 @@ def _delete_batch(
                 return "it was made anew meanwhile"
             if fingerprint in wanted:
                 if manifest is not None:
-                    storage.create(manifest.key, manifest.data)
+                    storage.create(manifest.key, manifest.data, durable=True)
                 return "a submission or `orch keep` that came meanwhile needs it"
             for each in batch[fingerprint]:
                 _delete(storage, each)

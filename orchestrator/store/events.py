@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.io.redact import redact
@@ -82,12 +83,16 @@ class EventReader:
         return [event for _, event in self.numbered()]
 
     def numbered(self) -> list[tuple[int, Event]]:
-        """The same, each with the generation, that is the attempt, that wrote it."""
-        return [
-            (segment.generation, json.loads(line))
-            for segment in self._segments.poll()
-            for line in segment.data.splitlines()
-        ]
+        """The same, each with the generation, that is the attempt, that wrote it.
+
+        A line that a power cut has torn is left out: its stage began again, and wrote it again, or lost it.
+        """
+        found = []
+        for segment in self._segments.poll():
+            for line in segment.data.splitlines():
+                with suppress(ValueError):
+                    found.append((segment.generation, json.loads(line)))
+        return found
 
 
 def compact_events(storage: Storage, fingerprint: str) -> int:

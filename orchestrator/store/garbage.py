@@ -29,7 +29,7 @@ from orchestrator.io.storage import Info, Storage
 from orchestrator.store.artifacts import READERS, RESERVED, Manifest, Store
 from orchestrator.store.checkpoints import MARKER, CheckpointStore
 from orchestrator.store.keep import Kept, list_kept
-from orchestrator.store.leases import holder
+from orchestrator.store.leases import holder, is_released
 from orchestrator.store.lineage import Lineage, inputs
 from orchestrator.store.runs import Run, engine_is_gone, list_runs
 
@@ -266,6 +266,9 @@ def _work(
             if finished or _all_older(files, before):
                 yield _garbage("work", f"events, logs and checkpoints of {short}", files, fingerprint, place)
             continue
+        parts = [info for info in files if info.key.startswith(f"{place}/parts/")]
+        if finished and parts and _all_older(parts, before):
+            yield _garbage("checkpoints", f"parts of the work of {short}", parts, fingerprint, f"{place}/parts")
         latest = None if finished else CheckpointStore(storage, fingerprint, 0).latest()
         best = None if latest is None else (latest.generation, latest.samples)
         for key, infos in _checkpoints(files).items():
@@ -357,7 +360,7 @@ def _live(storage: Storage, leases: Iterable[Info], now: float, pool: ThreadPool
 
     def held(info: Info) -> str | None:
         fingerprint = info.key.split("/")[1]
-        if json.loads(storage.get(info.key))["released"]:
+        if is_released(storage.get(info.key)):
             return None
         return fingerprint if holder(storage, fingerprint) is not None else None
 
@@ -366,10 +369,7 @@ def _live(storage: Storage, leases: Iterable[Info], now: float, pool: ThreadPool
 
 def fingerprints(run: Run) -> set[str]:
     """Of all stages that a run asked for; nothing where its plan was not written."""
-    try:
-        return {str(stage["fingerprint"]) for stage in run.plan()["stages"].values() if stage["fingerprint"]}
-    except (FileNotFoundError, ValueError, KeyError):
-        return set()
+    return {str(stage["fingerprint"]) for stage in run.plan()["stages"].values() if stage["fingerprint"]}
 
 
 def _unfinished(run: Run) -> bool:

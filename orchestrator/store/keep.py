@@ -80,7 +80,7 @@ def _create(storage: Storage, kept: Kept) -> Kept:
     if not NAME.fullmatch(kept.name):
         raise UserError(f"'{kept.name}' cannot be a name", "write letters, digits, '-', '_' and '.', at most 100")
     fields: Mapping[str, Any] = {k: v for k, v in kept.__dict__.items() if v is not None and k != "name"}
-    if not storage.create(f"kept/{kept.name}", json.dumps(fields, sort_keys=True).encode() + b"\n"):
+    if not storage.create(f"kept/{kept.name}", json.dumps(fields, sort_keys=True).encode() + b"\n", durable=True):
         there = find_kept(storage, kept.name)
         if there is None or there.target != kept.target:
             raise UserError(

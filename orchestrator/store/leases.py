@@ -147,6 +147,12 @@ def holder(storage: Storage, fingerprint: str) -> Held | None:
     return _held(storage, fingerprint, generation) if generation else None
 
 
+def is_released(lease: bytes) -> bool:
+    """Whether a lease, as it is stored, is nobody's: given back, or torn by a power cut, which ended its holder."""
+    by = _owner(lease)
+    return by is None or by.released
+
+
 def current_generation(storage: Storage, fingerprint: str) -> int:
     """The highest generation of a fingerprint's lease; 0 if it never had one."""
     names = (info.key.rpartition("/")[2] for info in storage.list(f"leases/{fingerprint}"))
@@ -162,11 +168,8 @@ def ensure_current(storage: Storage, fingerprint: str, generation: int) -> None:
 def _held(storage: Storage, fingerprint: str, generation: int) -> Held | None:
     """Who holds that generation; None if it may be taken over."""
     key = _key(fingerprint, generation)
-    try:
-        by = Owner(**json.loads(storage.get(key)))
-    except (ValueError, TypeError):  # torn by a power cut, which ended its holder too
-        return None
-    if by.released or by.is_dead():
+    by = _owner(storage.get(key))
+    if by is None or by.released or by.is_dead():
         return None
     heartbeat = storage.head(key)
     assert heartbeat is not None, "leases are not deleted"
@@ -177,6 +180,14 @@ def _held(storage: Storage, fingerprint: str, generation: int) -> Held | None:
     assert now is not None
     age_s = now.modified - heartbeat.modified
     return None if age_s > by.ttl_s else Held(by, generation, max(0.0, age_s))
+
+
+def _owner(lease: bytes) -> Owner | None:
+    """Who wrote a lease; None if a power cut has torn it."""
+    try:
+        return Owner(**json.loads(lease))
+    except (ValueError, TypeError):
+        return None
 
 
 def _key(fingerprint: str, generation: int) -> str:

@@ -54,7 +54,7 @@ def find_artifact(store: Store, text: str) -> Manifest:
 
 def run_artifacts(store: Store, run: Run) -> dict[str, Manifest]:
     """The finished artifacts of a run, made there or found there, by stage."""
-    stages = run.plan().get("stages", {})
+    stages = run.plan()["stages"]
     found = {name: store.find(s["kind"], s["fingerprint"]) for name, s in stages.items() if s["fingerprint"]}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
@@ -67,10 +67,7 @@ def runs_with(store: Store, fingerprint: str) -> list[Run]:
 
 
 def _asks_for(run: Run, fingerprint: str) -> bool:
-    try:
-        return any(stage["fingerprint"] == fingerprint for stage in run.plan()["stages"].values())
-    except (FileNotFoundError, ValueError, KeyError):
-        return False
+    return any(stage["fingerprint"] == fingerprint for stage in run.plan()["stages"].values())
 
 
 def _kept(store: Store, name: str, kind: str, fingerprint: str) -> Manifest:

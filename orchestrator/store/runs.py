@@ -51,14 +51,17 @@ class Run:
         return self._get("recipe.yaml").decode()
 
     def plan(self) -> dict[str, Any]:
-        """The plan as it was submitted."""
-        return json.loads(self._get("plan.json"))
+        """The plan as it was submitted; one without stages if the submission ended before that was written."""
+        try:
+            return json.loads(self._get("plan.json"))
+        except (FileNotFoundError, ValueError):
+            return {"name": self.name, "stages": {}}
 
     def state(self) -> dict[str, Any]:
-        """How far the run is, as its engine wrote it last; {} if it has not begun."""
+        """How far the run is, as its engine wrote it last; {} if it has not begun, or a power cut has torn that."""
         try:
             return json.loads(self._get("state.json"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return {}
 
     def write_state(self, state: Mapping[str, Any]) -> None:
@@ -87,7 +90,7 @@ def create_run(store: Store, name: str, recipe: str, plan: Mapping[str, Any]) ->
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         run = Run(store, f"{stamp}-{slug}-{secrets.token_hex(2)}")
         if store.storage.create(f"runs/{run.id}/recipe.yaml", redact(recipe).encode()):
-            store.storage.put(f"runs/{run.id}/plan.json", _json(plan))
+            store.storage.create(f"runs/{run.id}/plan.json", _json(plan), durable=True)
             return run
 
 

@@ -308,8 +308,9 @@ def _runs_of(numbers: list[int], sizes: dict[int, int]) -> list[tuple[int, int]]
 
 
 def _write_pack(storage: Storage, key: str, parts: list[bytes]) -> None:
-    """A line with the parts' sizes, as JSON, then the parts."""
-    storage.create(key, json.dumps([len(part) for part in parts]).encode() + b"\n" + b"".join(parts))
+    """A line with the parts' sizes, as JSON, then the parts; on the disk for good before they are deleted."""
+    data = json.dumps([len(part) for part in parts]).encode() + b"\n" + b"".join(parts)
+    storage.create(key, data, durable=True)
 
 
 def _unpacked(data: bytes) -> list[bytes]:

@@ -11,7 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli import status as command
+from orchestrator.cli.main import orch as program
 from orchestrator.engine.verdict import examine, overview
+from orchestrator.errors import UserError
 from orchestrator.io.storage import Storage
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import EventWriter, compact_events
@@ -203,6 +205,24 @@ def test_a_run_shows_its_stages_verdicts_and_the_end_of_a_failed_ones_log(store)
     )
     one = json.loads(orch(command.status, made.id, "--json", store=store).output)
     assert one["stages"][0]["log"][-1] == "line 39"
+
+
+TOUCHING_A_RUN = ("status", "status last", "logs last -f", "show last", "show last --lineage", "show last --json")
+TOUCHING_A_RUN += ("compare last last", "gc --no-mlflow", "report last")
+
+
+@pytest.mark.parametrize("words", TOUCHING_A_RUN)
+def test_a_submission_that_was_killed_before_it_wrote_its_plan_ends_no_command(words, store):
+    """A process may die between any two writes; what it left must not hide the other runs."""
+    store.storage.put(f"runs/{identity(0)}/recipe.yaml", b"name: demo\n")
+    done = CliRunner().invoke(program, [*words.split(), "--store", store.url])
+    if words == "report last":
+        assert isinstance(done.exception, UserError)
+        assert "ended before it had begun" in str(done.exception)
+    else:
+        assert done.exception is None, done.output
+    if words == "status":
+        assert "interrupted" in done.output
 
 
 ENGINES = {

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from obstore.exceptions import GenericError
@@ -34,6 +35,7 @@ from orchestrator.engine import scheduler as scheduler_module
 from orchestrator.engine.job import Done, Job
 from orchestrator.engine.local import LocalExecutor
 from orchestrator.engine.observe import Observer, Observers, RunResult
+from orchestrator.engine.run import describe
 from orchestrator.engine.scheduler import Policy, Scheduler
 from orchestrator.engine.worker import run_stage
 from orchestrator.io import storage as storage_module
@@ -140,7 +142,7 @@ class FaultyStorage(Storage):
 
 def _faulty(name: str) -> Callable[..., Any]:
     def method(self: FaultyStorage, key: Any, *args: Any, **options: Any) -> Any:
-        shown = key if isinstance(key, str) else key[0]
+        shown = key if isinstance(key, str) else next(iter(key), "")
         return self._process.do(name, shown, lambda: getattr(self._inner, name)(key, *args, **options))
 
     return method
@@ -198,7 +200,7 @@ class World:
         workers = Workers(process)
         try:
             store = Store(process.storage, process.storage.url)
-            run = create_run(store, "toys", "name: toys\n", {})
+            run = create_run(store, "toys", "name: toys\n", describe(plan, SimpleNamespace(again=("toys.yaml",))))
             observers = Observers([Hooks(process)], self.said.append)
             return Scheduler(plan, store, workers, run, observers, policy).run()
         except Death:

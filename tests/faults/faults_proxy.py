@@ -4,6 +4,8 @@
 
     503, 500    answered so, not forwarded
     drop        the connection is closed, not forwarded
+    hang        not forwarded, never answered: the client has to give up
+    half        half of its body is forwarded, then both connections break (one without a body is dropped)
     lost        forwarded, then the connection is closed without the answer: it was done, nobody knows
     cut         forwarded, the answer breaks off in the middle of its body (one without a body is `lost`)
     slow        forwarded after a second
@@ -17,10 +19,11 @@ import http.client
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-KINDS = ("503", "500", "drop", "lost", "cut", "slow")
+KINDS = ("503", "500", "drop", "hang", "half", "lost", "cut", "slow")
 SLOW_S = 1.0
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
@@ -89,7 +92,12 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.proxy.fault(self.command, self.path)
-        if fault == "drop":
+        if fault == "hang":
+            self.rfile.read(1)  # until the client closes the connection
+        if fault == "half" and body:
+            with closing(http.client.HTTPConnection(self.server.proxy.upstream)) as upstream:
+                self._begin(upstream, body[: len(body) // 2])
+        if fault in ("drop", "hang", "half"):
             self.close_connection = True
             return
         if fault in ("503", "500"):
@@ -110,10 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.upstream is None or fresh:
                 self.upstream = http.client.HTTPConnection(self.server.proxy.upstream, timeout=30)
             try:
-                self.upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                for name, value in self.headers.items():
-                    self.upstream.putheader(name, value)
-                self.upstream.endheaders(body or None)
+                self._begin(self.upstream, body)
                 response = self.upstream.getresponse()
                 answer = response.read()
                 headers = {n: v for n, v in response.getheaders() if n.lower() not in HOP_BY_HOP}
@@ -124,6 +129,13 @@ class _Handler(BaseHTTPRequestHandler):
                 if fresh:
                     raise
         raise AssertionError("unreachable")
+
+    def _begin(self, upstream: http.client.HTTPConnection, body: bytes) -> None:
+        """Send the request's head and (a part of) its body."""
+        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            upstream.putheader(name, value)
+        upstream.endheaders(body or None)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes, cut: bool = False) -> None:
         head = [f"HTTP/1.1 {status} {http.client.responses.get(status, '')}"]

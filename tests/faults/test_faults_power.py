@@ -10,13 +10,17 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from faults import World
 from tables import bodies, digests, plan_of
 
+from orchestrator.cli.main import orch
 from orchestrator.errors import OrchError
 from orchestrator.io.storage import Storage
 from orchestrator.store.artifacts import Store
 from orchestrator.store.checkpoints import MARKER, CheckpointStore
+from orchestrator.store.events import compact_events
+from orchestrator.store.keep import keep_artifact
 from orchestrator.store.leases import Lease, acquire
 
 
@@ -51,6 +55,7 @@ def test_files_and_their_folders_are_on_the_disk_before_the_manifest_has_its_nam
         assert f"sync {name}" in on_disk[:named], (name, on_disk)
     assert on_disk[named - 1].startswith("sync .part-")
     assert f"sync {fingerprint}" in on_disk[named:]
+    assert "name plan.json" in on_disk[:named]
 
 
 def test_a_checkpoints_files_are_on_the_disk_before_its_marker_is(tmp_path, on_disk):
@@ -79,6 +84,32 @@ def test_a_torn_lease_is_taken_over(tmp_path):
     assert isinstance(again, Lease)
     assert again.generation == 2
     again.release()
+
+
+RECORDS = ("leases/a/1", "runs/RUN/state.json", "work/a/1/events/0.jsonl")
+COMMANDS = ("status", "status last", "logs last", "logs last --events", "report last", "show last", "gc --no-mlflow")
+
+
+@pytest.mark.parametrize("left", [0, 0.7], ids=["empty", "cut off"])
+@pytest.mark.parametrize("torn", RECORDS)
+def test_a_torn_record_ends_no_command_and_submitting_again_goes_on(torn, left, tmp_path, monkeypatch):
+    """The submitter was in the middle of its work when the power went."""
+    monkeypatch.setenv("ORCH_HOME", str(tmp_path / "home"))
+    with World(str(tmp_path / "store")) as world:
+        plan = plan_of("chain", tmp_path / "trace")
+        died = world.submit(plan, lambda p: "kill" if (p.what, p.key) == ("create", "toy/a/manifest.json") else None)
+        assert died is None
+        (run,) = (tmp_path / "store/runs").iterdir()
+        place = torn.replace("RUN", run.name).replace("/a/", f"/{plan.nodes['a'].fingerprint}/")
+        record = tmp_path / "store" / place
+        whole = record.read_bytes()
+        record.write_bytes(whole[: int(left * len(whole))])
+        for command in COMMANDS:
+            said = CliRunner().invoke(orch, [*command.split(), "--store", str(tmp_path / "store")])
+            assert said.exception is None, (command, said.output, said.exception)
+        result = world.submit(plan)
+        assert result is not None
+        assert result.ok, [s.reason for s in result.failed]
 
 
 @pytest.mark.parametrize("torn", ["text", "when"])
@@ -113,3 +144,19 @@ def test_a_finished_artifact_that_the_disk_lost_part_of_is_refused_with_the_reme
                 read("text")
         assert digests(world.submit(plan)) == undisturbed
         assert bodies(plan, tmp_path / "trace")["a"] == 1
+
+
+def test_a_pack_is_on_the_disk_before_what_it_holds_is_deleted(tmp_path, on_disk, monkeypatch):
+    storage = Storage.open(str(tmp_path))
+    for number in range(9):
+        storage.create(f"work/f/1/events/{number}.jsonl", b"{}\n")
+    delete = Storage.delete
+    monkeypatch.setattr(Storage, "delete", lambda self, key: (on_disk.append("delete"), delete(self, key)))
+    assert compact_events(storage, "f") == 9
+    assert on_disk.index("name 0-9.jsonl") < on_disk.index("sync 1") < on_disk.index("delete")
+
+
+def test_a_kept_name_is_on_the_disk_before_it_is_told(tmp_path, on_disk):
+    keep_artifact(Storage.open(str(tmp_path)), "toy", "f" * 64, "a", "best")
+    assert on_disk[-3:-1] == [on_disk[-3], "name best"]
+    assert on_disk[-3].startswith("sync .part-")

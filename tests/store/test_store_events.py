@@ -300,11 +300,11 @@ def after(storage: Storage, calls: int, do) -> Storage:
     left = [calls]
 
     def wrapped(method):
-        def call(*arguments):
+        def call(*arguments, **options):
             left[0] -= 1
             if left[0] == 0:
                 do()
-            return method(*arguments)
+            return method(*arguments, **options)
 
         return call
 
@@ -414,7 +414,7 @@ def test_a_reader_polling_between_the_steps_of_a_compaction_reads_each_event_onc
     opened = Storage.open(storage.url)
     for name in ("get", "create", "delete"):
         method = getattr(opened, name)
-        setattr(opened, name, lambda *a, method=method: (look(), method(*a))[1])
+        setattr(opened, name, lambda *a, method=method, **options: (look(), method(*a, **options))[1])
     compact_events(opened, "f")
     look()
     assert seen == [expected[read:] for _, read in readers]
