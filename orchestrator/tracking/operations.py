@@ -39,8 +39,7 @@ class Delivery:
 
         self.folder = folder
         self.header = spool.header(folder)
-        cursor = folder / "cursor.json"
-        state = json.loads(cursor.read_text()) if cursor.exists() else {}
+        state = spool.noted(folder / "cursor.json")  # where it is lost all is told again, which changes nothing
         self.offset: int = state.get("offset", 0)
         self.runs: dict[str, str] = state.get("runs", {})
         self.pointing: dict[str, str] = state.get("pointing", {})

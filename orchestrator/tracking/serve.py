@@ -15,7 +15,7 @@ import psutil
 
 from orchestrator.errors import OrchError
 from orchestrator.io.home import home, private_file, private_folder
-from orchestrator.tracking.spool import pending, start_delivery, tracking_uri
+from orchestrator.tracking.spool import noted, pending, start_delivery, tracking_uri
 
 START_S = 90.0
 
@@ -31,7 +31,7 @@ def serve(store_url: str) -> str:
     if not uri.startswith("sqlite:"):
         return _without_password(uri)
     record = home() / "mlflow.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = noted(record)
     if known.get("uri") == uri and _is_ours(known):
         return known["url"]
     stop()
@@ -65,7 +65,7 @@ def serve(store_url: str) -> str:
 def stop() -> bool:
     """Stop the server this machine has up; whether there was one."""
     record = home() / "mlflow.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = noted(record)
     up = _is_ours(known)
     if up:
         server = psutil.Process(known["pid"])

@@ -200,7 +200,7 @@ def waiting() -> list[Waiting]:
     found = []
     for folder in pending():
         with suppress(OSError, ValueError, TypeError):  # delivered meanwhile, or not written to its end
-            about, cursor, trouble = header(folder), _json(folder / "cursor.json"), _json(folder / "trouble.json")
+            about, cursor, trouble = header(folder), noted(folder / "cursor.json"), noted(folder / "trouble.json")
             count = sum(1 for _ in read(folder, cursor.get("offset", 0)))
             since = trouble.get("since") or (folder / "ops.jsonl").stat().st_mtime
             if count:
@@ -250,5 +250,9 @@ def wait_delivered(run: str, timeout_s: float) -> bool:
     return True
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def noted(path: Path) -> dict[str, Any]:
+    """What a small file of ours holds; {} if it is not there, or a power cut has torn it."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}

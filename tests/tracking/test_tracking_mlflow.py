@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tracking_toy import stage_run, submission
 
 from orchestrator.tracking import spool
@@ -66,14 +67,17 @@ def test_a_cached_stage_is_a_child_that_points_to_its_own_run(client, tmp_path):
     assert [m.model_id for m in pointing.outputs.model_outputs] == [m.model_id for m in own.outputs.model_outputs]
 
 
-def test_delivering_an_operation_twice_changes_nothing(client, tmp_path):
+@pytest.mark.parametrize("cursor", [None, b"", b'{"offset": 12'], ids=["killed before it was noted", "empty", "torn"])
+def test_delivering_an_operation_twice_changes_nothing(cursor, client, tmp_path):
     from orchestrator.tracking.deliver import Delivery
 
     store = str(tmp_path / "store")
     submission("run-1", store, losses={100: 2.0, 200: 1.0})
     (folder,) = spool.pending()
     Delivery(folder).step()
-    (folder / "cursor.json").unlink()  # as if the process had died before it could note what it had delivered
+    (folder / "cursor.json").unlink()
+    if cursor is not None:
+        (folder / "cursor.json").write_bytes(cursor)  # what a power cut left of it
     Delivery(folder).step()
 
     (own,) = stage_run(client, "small-fingerprint")
