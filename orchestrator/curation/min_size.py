@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from orchestrator.curation.operator import OperatorConfig
+from orchestrator.curation.operator import RowOperator, Verdict
 
 if TYPE_CHECKING:
-    import numpy as np
+    from orchestrator.curation.block import Block
 
 
-class MinSize(OperatorConfig):
+class MinSize(RowOperator):
     """Drops images whose shorter side is too small."""
 
     columns: ClassVar[tuple[str, ...]] = ("width", "height")
@@ -21,9 +20,9 @@ class MinSize(OperatorConfig):
     pixels: Annotated[int, Field(ge=1)]
     """Least number of pixels of the shorter side."""
 
-    def judge(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    def judge(self, block: Block) -> Verdict:
         """Those below the limit."""
         import numpy as np
 
-        small = np.minimum(columns["width"], columns["height"]) < self.pixels
-        return np.where(small, f"min_size: shorter side under {self.pixels} px", "").astype(object)
+        small = np.minimum(block.column("width"), block.column("height")) < self.pixels
+        return Verdict(np.where(small, f"shorter side under {self.pixels} px", "").astype(object))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
 from data_shards import image, open_store, run_stage, sample, write_samples, write_shard
 
+from orchestrator.curation.block import Block
 from orchestrator.curation.dedup import Dedup
 from orchestrator.curation.min_size import MinSize
 from orchestrator.data import source
@@ -27,35 +28,35 @@ def identities(values: list[int]) -> np.ndarray:
     return np.array([(0, value) for value in values], IDENTITY)
 
 
-@pytest.mark.parametrize(("key", "kept"), [("pair", [1, 2, 3]), ("image", [1, 3])])
-def test_dedup_keeps_the_lowest_uid_of_equal_samples(key, kept):
-    columns = {
-        "uid": identities([4, 1, 2, 3]),
-        "image_digest": identities([7, 7, 7, 9]),
-        "caption": np.array(["a", "a", "b", "a"], object),
-    }
-    reasons = Dedup(key=key).judge(columns)
-    assert sorted(columns["uid"]["low"][reasons == ""].tolist()) == kept
-    assert set(reasons[reasons != ""]) == {f"dedup: same {key} as another sample"}
+def dedup_bucket(samples):
+    """What `Dedup` is shown of samples (uid, digest of what must be equal): a bucket in uid order."""
+    uid, digest = zip(*sorted(samples))
+    raw = np.zeros((len(uid), 16), np.uint8)
+    raw[:, 0] = digest
+    return {"uid": identities(list(uid)), "digest": raw, "group": np.array(digest, np.uint64)}
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ab")), min_size=1, max_size=30), st.randoms())
-def test_dedup_does_not_depend_on_the_order_of_samples(samples, random):
-    rows = [(uid, digest, caption) for uid, (digest, caption) in enumerate(samples)]
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.randoms())
+def test_dedup_keeps_the_lowest_uid_of_equal_samples_in_any_order(digests, random):
+    samples = list(enumerate(digests))
+    bucket = dedup_bucket(random.sample(samples, len(samples)))
+    reasons = Dedup().compare(bucket, None).reasons
+    kept = set(bucket["uid"]["low"][reasons == ""].tolist())
+    assert kept == {min(uid for uid, digest in samples if digest == one) for one in set(digests)}
+    assert set(reasons[reasons != ""]) <= {"same pair as another sample"}
 
-    def kept(rows):
-        uid, digest, caption = zip(*rows)
-        columns = {"uid": identities(uid), "image_digest": identities(digest), "caption": np.array(caption, object)}
-        return set(np.array(uid)[Dedup().judge(columns) == ""].tolist())
 
-    shuffled = random.sample(rows, len(rows))
-    assert kept(rows) == kept(shuffled)
-    assert len(kept(rows)) == len(set(samples))
+@pytest.mark.parametrize(("key", "kept"), [("pair", 3), ("image", 2)])
+def test_dedup_compares_pairs_or_images(tmp_path, key, kept):
+    folder = write_samples(tmp_path / "pets", [1, 1, 2], 1)
+    write_shard(folder / "00001.tar", sample("renamed", 1, "another caption"))
+    *_, handle, _ = curated(tmp_path, [{"dedup": {"key": key}}], folder=folder)
+    assert len(Dataset.open(handle)) == kept
 
 
 def test_min_size_looks_at_the_shorter_side():
-    columns = {"width": np.array([32, 31, 64], np.uint32), "height": np.array([32, 64, 31], np.uint32)}
-    reasons = MinSize(pixels=32).judge(columns)
+    sizes = {"width": np.array([32, 31, 64], np.uint32), "height": np.array([32, 64, 31], np.uint32)}
+    reasons = MinSize(pixels=32).judge(Block(range(3), sizes)).reasons
     assert (reasons == "").tolist() == [True, False, False]
 
 
@@ -89,7 +90,7 @@ def test_the_funnel_counts_every_dropped_sample_with_its_reason(tmp_path):
 def test_a_curated_dataset_reads_through_to_its_shards_and_columns_and_holds_no_copy(tmp_path):
     store, before, handle, _ = curated(tmp_path, ["dedup"])
     after = Dataset.open(handle)
-    assert set(handle.manifest.files) == {"dataset.json", "selection.parquet", "report.json"}
+    assert set(handle.manifest.files) == {"dataset.json", "selection.npy", "report.json"}
     assert after.columns == before.columns
     place = {uid: row for row, uid in enumerate(before.uids)}
     assert after.column("split").tolist() == [before.column("split")[place[uid]] for uid in after.uids]

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from orchestrator.data import source
+from orchestrator.data.location import is_shared
 from orchestrator.plan.types import Resources
 from orchestrator.report.page import page
 from orchestrator.stages.dataset import run as dataset_runner
@@ -145,7 +146,7 @@ class Lab:
         location = write_shard(self.folder / f"shards-{name}", samples)
         config = DatasetStage(source=location)
         source.prepare(location, self.store)
-        if config.copies(source.is_shared(location), self.store.storage.local("x") is not None):
+        if config.copies(is_shared(location), self.store.storage.local("x") is not None):
             source.copy_in(location, self.store)
         out = Path(tempfile.mkdtemp(dir=self.folder))
         context = SimpleNamespace(
@@ -163,7 +164,9 @@ class Lab:
 
     def curated(self, name: str, upstream: str, dropped: Mapping[str, Sequence[int]]) -> Manifest:
         """Keep all but some samples of a data set: reason -> places in its order."""
-        from orchestrator.data.dataset import Dataset, write_selection
+        import numpy as np
+
+        from orchestrator.data.dataset import Dataset, write_choice
         from orchestrator.store.artifacts import Handle
 
         self.stage(name, "curate", [upstream])
@@ -171,7 +174,8 @@ class Lab:
         data = Dataset.open(handle)
         gone = {place for places in dropped.values() for place in places}
         out = Path(tempfile.mkdtemp(dir=self.folder))
-        write_selection(out, handle, data.rows[[row for row in range(len(data)) if row not in gone]])
+        kept = np.array([row not in gone for row in range(len(data))])
+        write_choice(out, handle, np.packbits(kept), int(kept.sum()))
         step = {
             "operator": "min_size",
             "options": {"pixels": 32},

@@ -9,18 +9,33 @@ from pydantic import Field
 
 from orchestrator.curation import OPERATORS
 from orchestrator.curation.operator import OperatorConfig
+from orchestrator.plan.types import Resources
 from orchestrator.recipe.schema import Artifact, Dataset, OneOf, Ref
 from orchestrator.stages.base import StageConfig
 
 
 class CurateStage(StageConfig):
-    """Chooses samples by operators, in order; writes a selection, copies no image. Splits stay as they are."""
+    """Chooses samples by operators, in order, and notes what they find; copies no image. Splits stay as they are."""
 
+    version: ClassVar[int] = 2
     outputs: ClassVar[Mapping[str, type[Artifact]]] = {"default": Dataset}
     runner: ClassVar[str] = "orchestrator.stages.curate.run:run"
     sources: ClassVar[tuple[str, ...]] = ("orchestrator.stages.curate", "orchestrator.curation", "orchestrator.data")
+    unit: ClassVar[str] = "blocks"
 
     data: Ref[Dataset]
     """The Dataset to choose from."""
     steps: list[Annotated[OperatorConfig, OneOf(OPERATORS)]] = Field(min_length=1)
     """Operators in order, each a name or `{name: {options}}`."""
+
+    def budget(self) -> Resources:
+        """A worker for each CPU, or for each GPU where there are any, unless `resources.workers` says how many."""
+        budget = self.resources.resolve()
+        if "workers" in self.resources.model_fields_set:
+            return budget
+        workers = max(1, int(budget.gpus or budget.cpus))
+        return Resources(budget.cpus, budget.gpus, budget.memory_bytes, workers)
+
+    def external_sources(self) -> list[str]:
+        """Outside files that operators read."""
+        return list(dict.fromkeys(file for step in self.steps for file in step.files()))

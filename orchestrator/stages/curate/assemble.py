@@ -1,0 +1,107 @@
+"""From what passes left of the blocks to the artifact: a selection, the columns that were made, the report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.curation.operator import FittedOperator
+from orchestrator.data.dataset import write_choice
+from orchestrator.data.tables import write_table
+from orchestrator.stages.curate.passes import Curation
+from orchestrator.stages.curate.state import State, Step, arrow_type, to_arrow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = "columns"
+MOST_REPEATS = np.iinfo(np.uint16).max
+
+
+class Assembly:
+    """Goes once over the blocks as the last stretch left them, and writes what belongs into the artifact."""
+
+    def __init__(self, curation: Curation, stretch: int, out: Path) -> None:
+        self._curation, self._stretch, self._out = curation, stretch, out
+        self.steps = [Step() for _ in curation.steps]
+        self.before = 0
+        self.selected = 0
+        self.splits: Counter[str] = Counter()
+        self._bits = np.zeros(curation.dataset.num_rows, bool)
+        self._counts: np.ndarray | None = None
+
+    def write(self) -> None:
+        """Write selection, columns, fitted knowledge and dataset.json."""
+        import pyarrow as pa
+
+        curation = self._curation
+        if curation.types:
+            schema = pa.schema([(name, arrow_type(type)) for name, type in sorted(curation.types.items())])
+            write_table(self._out / f"{COLUMNS}.parquet", self._pieces(schema), schema)
+        else:
+            for _ in self._pieces(pa.schema([])):
+                pass
+        for place, operator in enumerate(curation.steps):
+            if isinstance(operator, FittedOperator):
+                fitted = curation.parts.get(f"fitted-{place}", 0)
+                (self._out / f"fitted-{place}-{curation.names[place]}.safetensors").write_bytes(fitted)
+        selection = np.packbits(self._bits) if self._counts is None else self._counts
+        columns = {COLUMNS: sorted(curation.types)} if curation.types else {}
+        write_choice(self._out, curation.data, selection, self.selected, columns)
+
+    def report(self) -> dict[str, Any]:
+        """The funnel: what each operator saw, kept, dropped and why; no timings, for it is part of the result."""
+        curation = self._curation
+        steps = [
+            {
+                "operator": name,
+                "options": operator.model_dump(mode="json"),
+                "in": step.seen,
+                "kept": step.kept,
+                "dropped": dict(sorted(step.dropped.items())),
+                "examples": dict(sorted(step.examples.items())),
+                "counts": dict(sorted(step.counts.items())),
+            }
+            for name, operator, step in zip(curation.names, curation.steps, self.steps)
+        ]
+        report = {"in": self.before, "kept": self.selected, "steps": steps}
+        (self._out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
+        return report
+
+    def _pieces(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        """The columns of each block, null where a sample was dropped; the rest is noted on the way."""
+        import pyarrow as pa
+
+        has_split = "split" in self._curation.dataset.columns
+        for number, (start, stop) in enumerate(self._curation.blocks):
+            self.before += len(self._curation.dataset.part(start, stop))
+            state = self._curation.state(self._stretch, number)
+            rows = state.block.data.rows
+            self._select(rows, state)
+            for step, there in zip(self.steps, state.steps, strict=True):
+                step.add(there)
+            if has_split:
+                repeats = state.block.repeats
+                names, counts = np.unique(state.block.column("split").astype(str), return_inverse=True)
+                self.splits.update(dict(zip(names.tolist(), np.bincount(counts, repeats).astype(int).tolist())))
+            places = np.full(stop - start, -1, np.int64)
+            places[rows - start] = np.arange(len(rows))
+            taken = pa.array(places, mask=places < 0)
+            made = state.block.made
+            yield pa.table(
+                [to_arrow(made[f.name], self._curation.types[f.name]).take(taken) for f in schema], schema=schema
+            )
+
+    def _select(self, rows: np.ndarray, state: State) -> None:
+        repeats = state.block.repeats
+        self.selected += len(rows) if repeats is None else int(repeats.sum())
+        if repeats is not None and self._counts is None:
+            self._counts = self._bits.astype(np.uint16)
+        if self._counts is not None:
+            self._counts[rows] = 1 if repeats is None else np.minimum(repeats, MOST_REPEATS)
+        self._bits[rows] = True
