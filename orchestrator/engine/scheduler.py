@@ -31,6 +31,7 @@ from orchestrator.store.checkpoints import CheckpointStore
 from orchestrator.store.events import compact_events
 from orchestrator.store.leases import Held, Lease, acquire
 from orchestrator.store.logs import compact_logs
+from orchestrator.store.parts import Parts
 from orchestrator.store.process import this_process
 from orchestrator.store.runs import Run
 
@@ -358,6 +359,7 @@ class Scheduler:
         with suppress(LeaseLostError):
             attempt.lease.check()
             CheckpointStore(storage, job.fingerprint, job.generation).clear()
+            Parts(storage, job.fingerprint).clear()
             compact_events(storage, job.fingerprint)
             compact_logs(storage, job.fingerprint)
 

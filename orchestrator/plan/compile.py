@@ -143,7 +143,8 @@ def _identify_externals(
             try:
                 if edge.external not in known:
                     known[edge.external] = identify_external(edge.external)
-                message = lacks(edge.external, edge.needs, known[edge.external].capabilities)
+                can = known[edge.external].capabilities
+                message = lacks(edge.external, edge.needs | spec.config.needs(edge.key, can), can)
             except UserError as error:
                 message = f"{error.message} ({error.remedy})" if error.remedy else error.message
             if message is not None:
@@ -171,7 +172,7 @@ def _node(
         kind=spec.kind,
         config=config,
         inputs=inputs,
-        resources=config.resources.resolve(),
+        resources=config.budget(),
         payload=body,
         fingerprint=fingerprint(body) if body is not None else None,
         pending=pending,

@@ -55,8 +55,19 @@ class StageConfig(Config):
     time_limit_minutes: Execution[float | None] = None
     """Checkpoint and stop after this long; submitting again goes on."""
 
+    def budget(self) -> Resources:
+        """The resources it reserves."""
+        return self.resources.resolve()
+
     def capabilities(self) -> frozenset[str]:
         """What a Model that this stage makes can do ("encode_image", ...); checked against what references need."""
+        return frozenset()
+
+    def needs(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
+        """What the model at a reference of this stage must be able to do, beside what the field's type names.
+
+        Asked when the recipe is compiled, with what the model `can` do, so that a default may be what it can.
+        """
         return frozenset()
 
     def smoke(self) -> StageConfig:
