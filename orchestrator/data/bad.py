@@ -103,7 +103,11 @@ class Tally:
         if self._count(int(dataset.rows[row]), bad.reason, f"{dataset.describe(row)} {bad.detail}".rstrip()):
             if self.found.counts[bad.reason] <= EXAMPLES:
                 self._tell(f"left out: {dataset.describe(row)}: {bad.message}")
-            self.found.check(self._name, self._size, self._max_bad)
+            self.check()
+
+    def check(self) -> None:
+        """DataError if there are more than allowed."""
+        self.found.check(self._name, self._size, self._max_bad)
 
     def state(self) -> dict[str, list[str]]:
         """Plain values from which `restore` goes on: table row -> reason, example."""

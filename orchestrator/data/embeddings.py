@@ -6,13 +6,13 @@ Files of an Embeddings artifact, whose samples are in uid order:
                       tokenizer and scale of the model; array -> {file, rows, facets, dims, dtype, normalised}
     uid.npy           [count, 16] uint8, sorted
     image.npy         [count * views, facets, dims]: sample i's view k at row i * views + k
+    codes.npy         [count * views, 1, n] uint16: the image's codebook entries, in the same rows
     text.npy          [distinct captions, facets, dims], in the order in which samples and views first show them
     text_rows.npy     [count * views] uint32: the row of text.npy for each sample's view
 
 A view is a number: the augmentation and the caption that the draws (seed, purpose, view, uid) choose, so a student
 that makes the pixels anew sees what its teacher saw. `views: 0` is the one view of evaluation: centre crop, first
-caption. The layout takes what is to come: arrays may be missing (text alone), an array with `rows` stores equal inputs
-once, several facets describe one caption, codes are an array of dtype uint16, and captions by slot are views.
+caption. Any array may be missing: a sentence encoder leaves text alone. Several facets describe one image or caption.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 DESCRIPTION = "embeddings.json"
 UIDS = "uid.npy"
-DTYPES = {"fp16": "<f2", "fp32": "<f4"}
+DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "codes": np.dtype("<u2")}
 KEY = np.dtype("S16")
 """A uid's 16 bytes as one value, which sorts as its hex digits do."""
 
@@ -75,16 +75,19 @@ class About:
 
 
 class Array:
-    """One array of features being written: a file of its final size, filled row by row in any order. OSError if the
-    disk has no room for it.
+    """One array being written: a file of its final size, filled row by row in any order. OSError if the disk has no
+    room for it.
 
+    `shape` is (rows, facets, dims), `dtype` float16, float32 or, of codes, uint16.
     `rows` [count * views]: the array's row of each sample's view; None where each has its own.
     """
 
-    def __init__(self, out: Path, name: str, size: int, dims: int, dtype: str, rows: np.ndarray | None = None) -> None:
+    def __init__(
+        self, out: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: np.ndarray | None = None
+    ) -> None:
         self.name, self.rows = name, rows
-        shape, path = (size, 1, dims), out / f"{name}.npy"
-        self.values = np.lib.format.open_memmap(path, "w+", DTYPES[dtype], shape)
+        path = out / f"{name}.npy"
+        self.values = np.lib.format.open_memmap(path, "w+", dtype, shape)
         with path.open("r+b") as file:  # a write to a mapped page for which the disk has no room ends the process
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
@@ -103,7 +106,7 @@ class Array:
             "facets": facets,
             "dims": dims,
             "dtype": self.values.dtype.name,
-            "normalised": True,
+            "normalised": self.values.dtype.kind == "f",
         }
 
 
@@ -159,12 +162,31 @@ class StoredViews:
         """Number of samples."""
         return len(self._keys)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays there are, of `image`, `text` and `codes`."""
+        return tuple(self._arrays)
+
     def require(self, uids: np.ndarray) -> None:
         """StageError unless all these samples are there: ids [n, 16] bytes, or pairs of numbers (`IDENTITY`)."""
-        self._places(np.ascontiguousarray(uids).view(np.uint8).reshape(len(uids), 16))
+        self._places(uids)
+
+    def array(self, name: str) -> np.ndarray:
+        """One array as it lies in its file, mapped: [rows, facets, dims]. StageError if these embeddings lack it."""
+        return self._array(name)[0]
+
+    def rows(self, uids: np.ndarray, name: str = "image", view: int = 0) -> np.ndarray:
+        """Rows of `array(name)` that hold one view of some samples: [n] int64, found by bisection.
+
+        `uids` are ids [n, 16] bytes, or pairs of numbers (`IDENTITY`). Read a few at a time, in ascending order, an
+        array of any size costs the memory of what is read. StageError naming samples that the embeddings lack.
+        """
+        at = self._places(uids) * self.about.stored_views + view
+        rows = self._array(name)[1]
+        return at if rows is None else rows[at].astype(np.int64)
 
     def features(self, uids: Sequence[str], views: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Features of each sample's view, by array (`image`, `text`): [B, dims] float32, [B, facets, dims] of several.
+        """Each sample's view, by array: [B, dims], or [B, facets, dims] of several; float32, codes int64.
 
         `views` are below `num_views`, one a sample. StageError naming samples that the embeddings lack.
         """
@@ -174,13 +196,23 @@ class StoredViews:
         at = self._places(wanted) * self.about.stored_views + np.asarray(views)
         found = {}
         for name, (values, rows) in self._arrays.items():
-            features = values[at if rows is None else rows[at]].astype(np.float32)
+            features = values[at if rows is None else rows[at]]
+            features = features.astype(np.float32 if features.dtype.kind == "f" else np.int64)
             found[name] = torch.from_numpy(features[:, 0] if features.shape[1] == 1 else features)
         return found
 
+    def _array(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        if name not in self._arrays:
+            raise StageError(
+                f"these embeddings have no '{name}'; they have: {', '.join(self._arrays)}",
+                "`of` and `output` of the `embed` stage decide what is stored.",
+            )
+        return self._arrays[name]
+
     def _places(self, uids: np.ndarray) -> np.ndarray:
-        """Number of each sample [n, 16] uint8 among those stored."""
-        keys = np.ascontiguousarray(uids).view(KEY)[:, 0]
+        """Number of each sample among those stored."""
+        uids = np.ascontiguousarray(uids).view(np.uint8).reshape(len(uids), 16)
+        keys = uids.view(KEY)[:, 0]
         places = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
         missing = np.flatnonzero(self._keys[places] != keys) if len(self._keys) else np.arange(len(keys))
         if missing.size:

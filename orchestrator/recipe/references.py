@@ -33,7 +33,7 @@ class Edge:
         stage: the stage it comes from, and `output` the name of that stage's output; None and "" if external.
         external: the reference as written, if external.
         kind: kind of the stage it comes from, or "external".
-        needs: capabilities that a model it means must have.
+        needs: capabilities that the field's type wants of a model.
     """
 
     key: Path
@@ -120,7 +120,9 @@ def _resolve(
         message = f"'{reference}' is a {outputs[output].__name__} (made by {_a(source.kind)} stage)"
         return refuse(f"{message}; {_a(wanted.__name__)} is wanted", None, _offering(wanted, stages))
     if source.config is not None and outputs[output] is Model:
-        lacking = lacks(reference, reference.needs, source.config.capabilities())
+        can = source.config.capabilities()
+        asked = spec.config.needs(key, can) if spec.config is not None else frozenset()
+        lacking = lacks(reference, reference.needs | asked, can)
         if lacking is not None:
             return refuse(lacking)
     return Edge(key, path, outputs[output].__name__, source_name, output, None, source.kind, reference.needs)

@@ -13,7 +13,7 @@ import torch
 from orchestrator.data import embeddings
 from orchestrator.data.captions import CaptionPolicy
 from orchestrator.data.dataset import IDENTITY
-from orchestrator.data.embeddings import About, Array, StoredViews
+from orchestrator.data.embeddings import DTYPES, About, Array, StoredViews
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.data.transforms import Augment
 from orchestrator.errors import StageError
@@ -55,7 +55,11 @@ def write(out: Path, dtype: str = "fp32", views: int = VIEWS) -> tuple[np.ndarra
     """Embeddings of random features; these."""
     out.mkdir(exist_ok=True)
     rows = TEXT_ROWS[: SAMPLES * max(1, views)]
-    arrays = [Array(out, "image", len(rows), DIMS, dtype), Array(out, "text", int(rows.max()) + 1, DIMS, dtype, rows)]
+    kind = DTYPES[dtype]
+    arrays = [
+        Array(out, "image", (len(rows), 1, DIMS), kind),
+        Array(out, "text", (int(rows.max()) + 1, 1, DIMS), kind, rows),
+    ]
     made = [np.random.default_rng(place).normal(size=(len(array), DIMS)) for place, array in enumerate(arrays)]
     for array, features in zip(arrays, made):
         array.values[:, 0] = features
@@ -159,3 +163,31 @@ def test_arrays_of_several_facets_keep_them(tmp_path):
     found = StoredViews.open(tmp_path).features(names(uids())[:2], [0, 1])
     assert list(found) == ["text"]
     np.testing.assert_array_equal(found["text"], facets[[0, VIEWS + 1]])
+
+
+def test_rows_of_any_samples_are_found_without_reading_the_others(tmp_path):
+    image, _ = write(tmp_path)
+    stored, wanted = StoredViews.open(tmp_path), uids()[[6, 0, 3]]
+    assert stored.names == ("image", "text")
+    assert isinstance(stored.array("image"), np.memmap)
+    at = np.array([6, 0, 3]) * VIEWS + 2
+    for ids in (wanted, wanted.view(IDENTITY)[:, 0], wanted.view("S16")[:, 0]):
+        np.testing.assert_array_equal(stored.rows(ids, view=2), at)
+    np.testing.assert_array_equal(stored.array("image")[stored.rows(wanted, view=2)][:, 0], image[at].astype("f4"))
+    np.testing.assert_array_equal(stored.rows(wanted, "text", 2), TEXT_ROWS[at])
+    with pytest.raises(StageError, match="no 'codes'; they have: image, text"):
+        stored.array("codes")
+    with pytest.raises(StageError, match="no features of 1 of 1 samples"):
+        stored.rows(np.full((1, 16), 255, np.uint8))
+
+
+def test_codes_are_whole_numbers(tmp_path):
+    codes = np.arange(SAMPLES * VIEWS * 2, dtype="<u2").reshape(-1, 1, 2)
+    array = Array(tmp_path, "codes", codes.shape, DTYPES["codes"])
+    array.values[:] = codes
+    embeddings.finish(tmp_path, about(), uids(), [array])
+    stored = StoredViews.open(tmp_path)
+    found = stored.features(names(uids())[:2], [1, 2])["codes"]
+    assert found.dtype == torch.int64
+    assert found.tolist() == codes[[1, VIEWS + 2], 0].tolist()
+    assert not json.loads((tmp_path / "embeddings.json").read_text())["arrays"]["codes"]["normalised"]

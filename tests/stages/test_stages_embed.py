@@ -15,27 +15,17 @@ from orchestrator.errors import DataError, StageError
 from orchestrator.models.artifact import load
 from orchestrator.models.clip import OpenClipModel
 from orchestrator.recipe.errors import RecipeError
-from orchestrator.stages.embed import batches
 from orchestrator.stages.embed.config import EmbedStage
 from orchestrator.stages.train.config import Distill, Pretrain
-from orchestrator.store.checkpoints import CheckpointStore
+from orchestrator.store.parts import Parts
 
 AUGMENT = {"scale": [0.5, 1.0], "flip": 0.5}
 
 
 def embed(**fields) -> EmbedStage:
-    return EmbedStage.model_validate(
-        {"model": "teacher", "data": "pairs", "views": 3, "augment": AUGMENT, "seed": 7, "dtype": "fp32", "batch": 12}
-        | fields
-    )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_captions_at_once():
-    """So that the captions of a tiny set are several batches to stop between."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "SORTED", 2)
-        yield
+    views = {"views": 3, "augment": AUGMENT, "seed": 7}
+    common = {"model": "teacher", "data": "pairs", "dtype": "fp32", "batch": 12, "block": 24}
+    return EmbedStage.model_validate(views | common | fields)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +49,9 @@ def done(stored, inputs, tmp_path_factory):
     return run_stage(stored[0], embed(), tmp_path_factory.mktemp("embed"), "embed", "b" * 64, inputs)
 
 
-def stop_after(batches: int):
-    """A stop request that comes after so many batches."""
-    asked = iter(range(batches - 1))
+def stop_after(blocks: int):
+    """A stop request that comes after so many blocks."""
+    asked = iter(range(blocks))
     return lambda: "cancelled" if next(asked, None) is None else None
 
 
@@ -100,45 +90,37 @@ def test_progress_is_told_and_nothing_that_varies_is_in_the_files(done, stored, 
     assert again.handle.manifest.content_digest == done.handle.manifest.content_digest
 
 
-@pytest.mark.parametrize("stops", [[1], [5], [3, 4], [17]])
+@pytest.mark.parametrize("stops", [[1], [7], [3, 4], [9]])
 def test_a_stopped_stage_goes_on_to_the_same_bytes(done, stored, inputs, tmp_path, stops):
-    """However often it is stopped, among images (15 batches) or texts (3)."""
+    """However often it is stopped, among images (8 blocks) or texts (3)."""
     fingerprint = f"{stops[0]}{len(stops)}".ljust(64, "0")
     for generation, stop in enumerate(stops, 1):
+        should_stop = stop_after(stop)
         part = run_stage(
-            stored[0],
-            embed(),
-            tmp_path,
-            "embed",
-            fingerprint,
-            inputs,
-            generation=generation,
-            should_stop=stop_after(stop),
+            stored[0], embed(), tmp_path, "embed", fingerprint, inputs, generation=generation, should_stop=should_stop
         )
         assert part.outcome.stopped == "cancelled"
-        assert list(part.out.iterdir()) == []
     last = run_stage(stored[0], embed(), tmp_path, "embed", fingerprint, inputs, generation=len(stops) + 1)
-    assert last.outcome.summary["resumed_at"] > 0
+    assert last.outcome.summary["resumed_at"] >= 24 * sum(stops) - 24
     assert last.events.of("resumed")[0]["samples"] == last.outcome.summary["resumed_at"]
     assert last.handle.manifest.content_digest == done.handle.manifest.content_digest
 
 
-def test_a_killed_stage_repeats_what_came_after_its_last_checkpoint_only(stored, inputs, done, tmp_path, monkeypatch):
+def test_a_killed_stage_repeats_its_last_block_only(stored, inputs, done, tmp_path, monkeypatch):
     encode, calls = OpenClipModel.encode_image, []
 
     def dies_at_the_sixth(self, images):
         calls.append(len(images))
-        if len(calls) == 1 + 6:  # the first one asks how long a feature is
+        if len(calls) == 6:
             raise KeyboardInterrupt
         return encode(self, images)
 
-    config = embed(checkpoint_every=2)
     monkeypatch.setattr(OpenClipModel, "encode_image", dies_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(stored[0], config, tmp_path, "embed", "4" * 64, inputs)
+        run_stage(stored[0], embed(), tmp_path, "embed", "4" * 64, inputs)
     monkeypatch.setattr(OpenClipModel, "encode_image", encode)
-    assert [ref.samples for ref in CheckpointStore(stored[0].storage, "4" * 64, 1).complete()] == [24, 48]
-    again = run_stage(stored[0], config, tmp_path, "embed", "4" * 64, inputs, generation=2)
+    assert set(Parts(stored[0].storage, "4" * 64).done("image-24")) == {0, 1}
+    again = run_stage(stored[0], embed(), tmp_path, "embed", "4" * 64, inputs, generation=2)
     assert again.outcome.summary["resumed_at"] == 48
     assert again.handle.manifest.content_digest == done.handle.manifest.content_digest
 
@@ -161,7 +143,7 @@ def test_equal_captions_are_encoded_once(stored, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(Dataset, "captions", by_colour)
     made = run_stage(stored[0], embed(), tmp_path, "embed", "5" * 64, inputs)
     assert made.outcome.metrics["text_features"] == 8
-    assert len(seen) - 1 == len(set(seen[1:])) == 8  # the first one asks how long a feature is
+    assert len(seen) == len(set(seen)) == 8
     samples = Dataset.open(stored[1]).where(split="train")
     model, _, tokenizer = load(inputs["model"])
     with torch.inference_mode():
@@ -332,7 +314,7 @@ def test_a_recipe_with_stored_features_plans_and_they_are_identity(tmp_path):
     assert plan.nodes["small"].fingerprint != without.nodes["small"].fingerprint
     more = compiled(tmp_path, "stages.features.views=5", "stages.features.batch=7")
     assert more.nodes["features"].fingerprint != plan.nodes["features"].fingerprint
-    quicker = compiled(tmp_path, "stages.features.batch=7", "stages.features.checkpoint_every=3")
+    quicker = compiled(tmp_path, "stages.features.batch=7", "stages.features.block=300")
     assert quicker.nodes["features"].fingerprint == plan.nodes["features"].fingerprint
 
 

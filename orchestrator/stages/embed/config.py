@@ -7,7 +7,7 @@ its model exactly these views: in epoch e of its data, view e modulo `views`. `v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -19,21 +19,27 @@ from orchestrator.data.transforms import Augment
 from orchestrator.recipe.schema import Artifact, Dataset, Embeddings, Execution, Model, Ref
 from orchestrator.stages.base import ResourceConfig, StageConfig
 
-Encoder = Ref[Model, "encode_image", "encode_text"]
+Side = Literal["image", "text"]
+NEEDS = {"image": "encode_image", "text": "encode_text", "codes": "codes"}
+"""Array of Embeddings -> what a model must be able to do to fill it."""
 SMOKE_VIEWS = 1
 
 
 class EmbedStage(StageConfig):
-    """Computes a model's features of images and captions once, for the stages that need them."""
+    """Computes a model's features of images and captions, or codes of images, once, for the stages that need them."""
 
     outputs: ClassVar[Mapping[str, type[Artifact]]] = {"default": Embeddings}
     runner: ClassVar[str] = "orchestrator.stages.embed.run:run"
     sources: ClassVar[tuple[str, ...]] = ("orchestrator.data", "orchestrator.models", "orchestrator.stages.embed")
 
-    model: Encoder
-    """The model, a distillation's teacher for instance."""
+    model: Ref[Model]
+    """The model: a distillation's teacher, a sentence encoder, an image backbone, a captioner."""
     data: Ref[Dataset]
     """The data whose images and captions are encoded."""
+    of: Annotated[list[Side], Field(min_length=1, max_length=2)] | None = None
+    """What is encoded of a sample: `[image]`, `[text]`, or both. Default: what the model can encode."""
+    output: Literal["features", "codes"] = "features"
+    """`features` of images and texts, or `codes`: the codebook entries by which a captioner describes an image."""
     split: str | None = "train"
     """Samples with this value in the data's column `split`, where they have one. `null`: all."""
     views: Annotated[int, Field(ge=0)] = 4
@@ -56,8 +62,9 @@ class EmbedStage(StageConfig):
     image features are 0; a training does not see these samples."""
     batch: Execution[Annotated[int, Field(ge=1)]] = 256
     """Images, or texts, encoded at once."""
-    checkpoint_every: Execution[Annotated[int, Field(ge=1)]] = 64
-    """Batches between two checkpoints: the most work that a crash can cost."""
+    block: Execution[Annotated[int, Field(ge=1)]] = 1024
+    """Images, or texts, that are handed to a worker and kept at once: what a crash can cost each worker, and a stop
+    waits for. Blocks of another size begin anew."""
 
     @model_validator(mode="after")
     def _resolve_precision(self) -> Self:
@@ -72,6 +79,25 @@ class EmbedStage(StageConfig):
         if not self.views and self.augment != Augment():
             raise ValueError("views: 0 is the view of evaluation, which is not augmented; remove `augment`")
         return self
+
+    @model_validator(mode="after")
+    def _of_what(self) -> Self:
+        if self.of is not None and len(set(self.of)) < len(self.of):
+            raise ValueError("of: names a side twice")
+        if self.output == "codes" and self.of not in (None, ["image"]):
+            raise ValueError("output: codes is of images; remove `of`")
+        return self
+
+    def arrays(self, can: Collection[str]) -> tuple[str, ...]:
+        """What is stored, in order, if the model can do these things: `image` and `text`, one of them, or `codes`."""
+        if self.output == "codes":
+            return ("codes",)
+        possible = [side for side in ("image", "text") if NEEDS[side] in can] or ["image", "text"]
+        return tuple(side for side in ("image", "text") if side in (self.of or possible))
+
+    def needs(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
+        """What fills the arrays that are wanted."""
+        return frozenset(NEEDS[array] for array in self.arrays(can)) if path == ("model",) else frozenset()
 
     def versions(self) -> dict[str, int]:
         """Pixels and tokens come from data/."""
