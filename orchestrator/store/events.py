@@ -53,7 +53,7 @@ class EventWriter:
         self._segments.write(to_line(type, fields))
 
     def flush(self) -> bool:
-        """Write now what is waiting; False if the store did not take it (it is kept and tried again)."""
+        """Write now what is waiting, on a local disk for good; False if the store did not take it (it is kept)."""
         return self._segments.flush()
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class EventReader:
     def numbered(self) -> list[tuple[int, Event]]:
         """The same, each with the generation, that is the attempt, that wrote it.
 
-        A line that a power cut has torn is left out: its stage began again, and wrote it again, or lost it.
+        A line that a broken disk has torn is left out: events must never end a run.
         """
         found = []
         for segment in self._segments.poll():

@@ -46,7 +46,7 @@ JUST_WRITTEN_S = 3600.0
 _ARTIFACT = re.compile(r"[^/]+/([0-9a-f]{64})/(manifest\.json|attempts/([^/]+)/.+)")
 _WORK = re.compile(r"work/([^/]+)/(?:(\d+)/(ckpt-(\d+)/(.+))?)?")
 _SOURCE = re.compile(r"(sources/[^/]+?)(?:\.json|/.+)")
-_TEMPORARY = re.compile(r"#\d+$")  # obstore's, on a local disk; never listed
+_TEMPORARY = re.compile(r"#\d+$|^\.part-[0-9a-f]{16}$")  # on a local disk: obstore's, never listed, and `create`'s
 
 
 @dataclass(frozen=True)
@@ -335,7 +335,7 @@ def _leases(listed: Iterable[Info], before: float) -> Iterator[Garbage]:
 
 
 def _temporary(storage: Storage, tops: Iterable[str], before: float) -> Iterator[Garbage]:
-    """Half-written files that killed processes left on a local disk, which no listing shows."""
+    """Half-written files that killed processes left on a local disk."""
     for top in tops:
         root = storage.local(top)
         for folder, _, names in os.walk(root) if root is not None else ():

@@ -99,7 +99,9 @@ class SegmentWriter:
             self._wake.set()
 
     def flush(self) -> bool:
-        """Write now what is waiting; False if the store did not take it (it is kept and tried again)."""
+        """Write now what is waiting, on a local disk for good; False if the store did not take it (it is kept and
+        tried again).
+        """
         with self._write_lock:
             with self._buffer_lock:
                 data, count = b"".join(self._buffer), len(self._buffer)
@@ -129,7 +131,7 @@ class SegmentWriter:
         if self._next is None:
             ends = [n + 1 for info in self._storage.list(self._prefix) if (n := _number(info.key)) is not None]
             self._next = max([0, *ends, *(pack.next for pack in _packs(self._storage, self._packs))])
-        while not self._storage.create(f"{self._prefix}/{self._next}{self._suffix}", data):
+        while not self._storage.create(f"{self._prefix}/{self._next}{self._suffix}", data, durable=True):
             self._next += 1
         self._next += 1
 

@@ -19,7 +19,7 @@ from orchestrator.errors import OrchError
 from orchestrator.io.storage import Storage
 from orchestrator.store.artifacts import Store
 from orchestrator.store.checkpoints import MARKER, CheckpointStore
-from orchestrator.store.events import compact_events
+from orchestrator.store.events import EventWriter, compact_events
 from orchestrator.store.keep import keep_artifact
 from orchestrator.store.leases import Lease, acquire
 
@@ -93,7 +93,7 @@ COMMANDS = ("status", "status last", "logs last", "logs last --events", "report 
 @pytest.mark.parametrize("left", [0, 0.7], ids=["empty", "cut off"])
 @pytest.mark.parametrize("torn", RECORDS)
 def test_a_torn_record_ends_no_command_and_submitting_again_goes_on(torn, left, tmp_path, monkeypatch):
-    """The submitter was in the middle of its work when the power went."""
+    """The submitter was in the middle of its work when the power went, or its disk broke."""
     monkeypatch.setenv("ORCH_HOME", str(tmp_path / "home"))
     with World(str(tmp_path / "store")) as world:
         plan = plan_of("chain", tmp_path / "trace")
@@ -160,3 +160,14 @@ def test_a_kept_name_is_on_the_disk_before_it_is_told(tmp_path, on_disk):
     keep_artifact(Storage.open(str(tmp_path)), "toy", "f" * 64, "a", "best")
     assert on_disk[-3:-1] == [on_disk[-3], "name best"]
     assert on_disk[-3].startswith("sync .part-")
+
+
+def test_points_are_on_the_disk_before_the_checkpoint_after_them(tmp_path, on_disk):
+    """They are not computed again where a training goes on from it."""
+    storage = Storage.open(str(tmp_path))
+    with EventWriter(storage, "f", 1, interval_s=3600) as events:
+        events.emit("report", samples=5, metrics={"loss": 0.5})
+        assert events.flush()
+        CheckpointStore(storage, "f", 1).save(5, {"weights": b"w"})
+    assert on_disk.index("name 0.jsonl") < on_disk.index("sync events") < on_disk.index(f"sync {MARKER}")
+    assert on_disk[on_disk.index("name 0.jsonl") - 1].startswith("sync .part-")

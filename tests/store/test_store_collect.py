@@ -257,10 +257,11 @@ def test_what_is_not_ours_is_never_touched(store):
     assert keys(store, "mlartifacts", "photos", "pretrain") == sorted(strangers)
 
 
-def test_half_written_files_of_killed_processes_go(local):
+@pytest.mark.parametrize("name", ["{0.prefix}/weights.bin#17", "pretrain/{0.fingerprint}/.part-0123456789abcdef"])
+def test_half_written_files_of_killed_processes_go(name, local):
     made = make(local, "teacher")
     keep(local, made)
-    left = Path(local.url, made.prefix, "weights.bin#17")
+    left = Path(local.url, name.format(made))
     left.write_bytes(b"half")
     clean_up(local, 14 * DAY_S)
     assert left.exists()

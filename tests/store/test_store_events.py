@@ -144,7 +144,7 @@ def test_segments_are_closed_in_the_background(tmp_path):
     storage = Storage.open(str(tmp_path))
     written = threading.Event()
     create = storage.create
-    storage.create = lambda *a: (create(*a), written.set())[0]
+    storage.create = lambda *a, **options: (create(*a, **options), written.set())[0]
     with EventWriter(storage, "f", 1, interval_s=0.001) as events:
         emit(events, 1)
         assert written.wait(10)
@@ -155,7 +155,7 @@ def test_many_waiting_bytes_close_a_segment_early(tmp_path):
     storage = Storage.open(str(tmp_path))
     written = threading.Event()
     create = storage.create
-    storage.create = lambda *a: (create(*a), written.set())[0]
+    storage.create = lambda *a, **options: (create(*a, **options), written.set())[0]
     with writer(storage) as events:
         events.emit("message", level="info", text="x" * (1 << 20))
         assert written.wait(10)
@@ -166,10 +166,10 @@ def test_a_store_that_is_down_never_stops_the_stage_and_nothing_is_lost(tmp_path
     down = True
     create = Storage.create
 
-    def flaky(self, key, data):
+    def flaky(self, key, data, durable=False):
         if down:
             raise OrchError("the store is down")
-        return create(self, key, data)
+        return create(self, key, data, durable)
 
     monkeypatch.setattr(Storage, "create", flaky)
     with caplog.at_level(logging.WARNING), writer(storage) as events:
