@@ -1,6 +1,6 @@
 """Index, shards, samplers, decoding, transforms, tokenising, loaders. Plain PyTorch and pyarrow: no Ray."""
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Raised when the same shards give another index: other usable samples, uids, captions or labels."""
 TRANSFORMS_VERSION = 2
 """Raised when the same settings give other pixels or tokens. 2: JPEG in training (data/jpeg.py)."""

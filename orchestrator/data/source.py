@@ -1,7 +1,6 @@
-"""Where data come from: `source:` strings, the content digest by which they are known, and their way into the store.
+"""How outside data become known: the content digest of a source, and its shards' way into the store.
 
-A source is a built-in set's name (`emoji`), a folder of tar shards, one shard, or a pattern of them
-(`s3://bucket/cc12m/{00000..01242}.tar`), on disk or S3. It is known by content: `prepare` indexes it once, under
+A source (data/location.py) is known by content: `prepare` indexes it once, shard by shard and each on its own, under
 
     <root>/sources/<key>.json          written last: content digest, where the shards are, what was left out
     <root>/sources/<key>/...           the index tables, and parts of shards while it is being made
@@ -16,22 +15,20 @@ is a cache, to be deleted once it is so old that none may still come. No pyarrow
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.data import INDEX_VERSION
-from orchestrator.errors import Cancelled, DataError, LeaseLostError, UserError
+from orchestrator.data import INDEX_VERSION, benchmark, files
+from orchestrator.data.location import By, Location, locate
+from orchestrator.errors import Cancelled, DataError, LeaseLostError
 from orchestrator.io.storage import Info, Storage
 from orchestrator.plan.compile import Indexed
 from orchestrator.store.leases import Held, Lease, acquire
@@ -41,44 +38,53 @@ if TYPE_CHECKING:
 
     from orchestrator.store.artifacts import Store
 
-BRACES = re.compile(r"\{([^{}]*)\}")
-MARKER = 2
-"""Version of the marker's JSON; an older one is not found, and its source indexed once more."""
 COPIES = 4
 """Shards that are copied at once."""
 ELSEWHERE_S = 0.5
 """How often a source that another submission indexes is looked at."""
+CHAINS = 16
+"""Shards whose headers one worker reads at once: where a header is, only the one before it says, so each shard is a
+chain of requests that mostly waits."""
 
 
 @dataclass(frozen=True)
-class Location:
-    """The shards of a source as they lie: their root and, sorted by key, what the listing says of each.
+class Batch:
+    """Shards for one worker to index: all that it must know.
 
     Attributes:
-        source: as written in the recipe.
-        name: what to call the data: the built-in set's name, else the last part of the folder.
-        builtin: whether the shards come with the package.
-        url: root of the shards.
-        shards: below that root.
+        source: for messages.
+        url, store: root of the shards, and of the store.
+        shards: each as it was listed, with the key of its part in the store.
     """
 
     source: str
-    name: str
-    builtin: bool
+    by: By
     url: str
-    shards: tuple[Info, ...]
+    store: str
+    shards: tuple[tuple[Info, str], ...]
 
-    @property
-    def place(self) -> str:
-        """`sources/<key>`: changes when a shard is added, removed or rewritten. A built-in set's is the same in every
-        installation.
-        """
-        listing: list[Any] = [self.url, *([s.key, s.size, s.etag] for s in self.shards)]
-        if self.builtin:
-            from orchestrator.data.sets import info
 
-            listing = [self.source, info(self.source)["content_digest"]]
-        return f"sources/{hashlib.sha256(json.dumps([INDEX_VERSION, MARKER, listing]).encode()).hexdigest()}"
+Spread = Callable[[Sequence[Batch]], Generator[int, None, None]]
+"""Has every batch indexed (`index_batch`), anywhere and in any order; yields how many shards it had when one is done."""
+
+
+def in_turn(batches: Sequence[Batch]) -> Generator[int, None, None]:
+    """The `Spread` over nothing: one after the other, here."""
+    for batch in batches:
+        yield index_batch(batch)
+
+
+def index_batch(batch: Batch) -> int:
+    """Index shards and keep their parts; returns how many. DataError if one is no longer what was listed."""
+    shards, store = Storage.open(batch.url), Storage.open(batch.store)
+    with ThreadPoolExecutor(len(batch.shards)) as pool:
+        made = [
+            pool.submit(_write_part, shards, shard, batch.by, store, part, batch.source)
+            for shard, part in batch.shards
+        ]
+        for one in made:
+            one.result()
+    return len(made)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ class Known:
     def digest(self) -> str:
         """The content digest."""
         return self.marker["content_digest"]
+
+    @property
+    def by(self) -> By:
+        """By what its samples are known."""
+        return self.marker["by"]
 
     @property
     def builtin(self) -> str | None:
@@ -119,90 +130,6 @@ class Known:
         return there == self.sizes
 
 
-def expand(pattern: str) -> list[str]:
-    """Expand `{00000..01242}` ranges (both ends included, zero-padded like the bounds); UserError if malformed."""
-    pieces = BRACES.split(pattern)
-    choices: list[list[str]] = []
-    for number, piece in enumerate(pieces):
-        choices.append([piece] if number % 2 == 0 else _range(piece, pattern))
-    return ["".join(choice) for choice in product(*choices)]
-
-
-def _range(inside: str, pattern: str) -> list[str]:
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if bounds is None or int(bounds[1]) > int(bounds[2]):
-        raise UserError(
-            f"'{{{inside}}}' in source '{pattern}' is not a range",
-            "write it as {00000..01242}: first..last, digits only",
-        )
-    padded = any(len(b) > 1 and b.startswith("0") for b in bounds.groups())
-    width = max(map(len, bounds.groups())) if padded else 1
-    return [f"{number:0{width}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
-
-
-def is_builtin(source: str) -> bool:
-    """Whether this is the name of a set that comes with the package."""
-    from orchestrator.data.sets import SETS
-
-    return source in SETS
-
-
-def locate(source: str) -> Location:
-    """List the shards of a source; UserError if it is unknown, empty or incomplete."""
-    if is_builtin(source):
-        from orchestrator.data.sets import shards
-
-        paths = [Path(path) for path in shards(source)]
-        storage = Storage.open(str(paths[0].parent))
-        found = [info for info in storage.list("") if info.key in {path.name for path in paths}]
-        return Location(source, source, True, storage.url, tuple(found))
-    if "{" in source or source.endswith(".tar"):
-        return _listed(source, expand(source))
-    _exists(source, source)
-    storage = Storage.open(source)
-    found = [info for info in storage.list("") if info.key.endswith(".tar")]
-    if not found:
-        raise UserError(f"no .tar shards in '{source}'", "`source` is a folder of WebDataset shards such as 00000.tar")
-    return Location(source, _name(source), False, storage.url, tuple(found))
-
-
-def _listed(source: str, urls: list[str]) -> Location:
-    """The shards that a pattern names; all must be there."""
-    root, _, _ = source.partition("{")[0].rpartition("/")
-    root = root or "."
-    _exists(root, source)
-    storage = Storage.open(root)
-    wanted = {url.removeprefix(f"{root}/") for url in urls}
-    found = [info for info in storage.list("") if info.key in wanted]
-    missing = sorted(wanted - {info.key for info in found})
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(wanted)} shards of '{source}' are missing, the first is {missing[0]}",
-            "correct the range, or give the folder to take what is there",
-        )
-    return Location(source, _name(root), False, storage.url, tuple(found))
-
-
-def _exists(root: str, source: str) -> None:
-    if "://" in root or Path(root).expanduser().is_dir():
-        return
-    from orchestrator.data.sets import SETS
-
-    raise UserError(
-        f"source '{source}' is neither a built-in set nor a folder that exists",
-        f"built-in sets: {', '.join(SETS)}; else a folder of tar shards, path/{{00000..00012}}.tar, or s3://bucket/folder",
-    )
-
-
-def _name(root: str) -> str:
-    return root.rstrip("/").rpartition("/")[2] or root
-
-
-def is_shared(source: str) -> bool:
-    """Whether every machine sees the same under this name: an address in an object store, and not somebody's disk."""
-    return source.startswith("s3://")
-
-
 def known(source: str, store: Store) -> Known | None:
     """What the store knows of a source's present listing, or None if that has not been indexed."""
     return known_at(locate(source).place, store)
@@ -221,6 +148,10 @@ def identify(source: str, store: Store) -> Indexed | None:
 
     Reads a listing, no data.
     """
+    if source.startswith(benchmark.SCHEME):
+        return benchmark.identify(source, store)
+    if files.is_file(source):
+        return files.identify_file(source, store)
     found = known(source, store)
     return Indexed(found.digest, found.place) if found else None
 
@@ -230,13 +161,23 @@ def prepare(
     store: Store,
     cancel: Callable[[], object] = lambda: None,
     on_shard: Callable[[int, int], None] = lambda done, total: None,
+    spread: Spread = in_turn,
 ) -> str:
     """Index a source and return its content digest; what an interrupted call did is used. Of several at once, one
     indexes and the others wait.
 
-    `cancel` is asked between shards and stops with Cancelled when it answers something true; `on_shard(done, total)`
-    is told of progress. DataError if no sample is usable.
+    Args:
+        cancel: asked between shards; stops with Cancelled when it answers something true.
+        on_shard: told of progress: shards done, shards in all.
+        spread: has the shards indexed. What it is given must be in sight wherever that is.
+
+    Raises:
+        DataError: no sample is usable.
     """
+    if source.startswith(benchmark.SCHEME):
+        return benchmark.prepare(source, store, cancel, on_shard)
+    if files.is_file(source):
+        return files.bring_file(source, store)
     location = locate(source)
     while (found := known_at(location.place, store)) is None:
         lease = acquire(store, location.place.rpartition("/")[2])
@@ -247,7 +188,7 @@ def prepare(
             continue
         with lease, suppress(LeaseLostError):  # stopped for long, and overtaken: the other one's result is as good
             if known_at(location.place, store) is None:  # finished between the look and the lease
-                _index(location, store, lease, cancel, on_shard)
+                _index(location, store, lease, cancel, on_shard, spread)
     return found.digest
 
 
@@ -257,22 +198,29 @@ def _index(
     lease: Lease,
     cancel: Callable[[], object],
     on_shard: Callable[[int, int], None],
+    spread: Spread,
 ) -> None:
     """`prepare`, as the one that does it. LeaseLostError if it no longer is."""
-    storage = Storage.open(location.url)
-    parts = []
-    for number, shard in enumerate(location.shards):
-        if cancel():
-            of = f"{number} of {len(location.shards)} shards"
-            raise Cancelled(f"indexing of '{location.source}' was stopped after {of}")
-        part = f"{location.place}/parts/{number:06d}.parquet"
-        if store.storage.head(part) is None:
-            _write_part(storage, shard, store.storage, part, location.source)
-        parts.append(partial(_read_part, store.storage, part))
-        on_shard(number + 1, len(location.shards))
+    parts = [f"{location.place}/parts/{number:06d}.parquet" for number in range(len(location.shards))]
+    there = {info.key for info in store.storage.list(f"{location.place}/parts")}
+    missing = [(shard, part) for shard, part in zip(location.shards, parts) if part not in there]
+    done, total = len(parts) - len(missing), len(parts)
+    if done:
+        on_shard(done, total)
+    size = CHAINS if location.by == "headers" else 1
+    batches = [
+        Batch(location.source, location.by, location.url, store.url, tuple(missing[first : first + size]))
+        for first in range(0, len(missing), size)
+    ]
+    with closing(spread(batches)) as finished:
+        for count in finished:
+            done += count
+            on_shard(done, total)
+            if done < total and cancel():
+                raise Cancelled(f"indexing of '{location.source}' was stopped after {done} of {total} shards")
     lease.check()
     try:
-        _publish(location, parts, store.storage)
+        _publish(location, [partial(_read_part, store.storage, part) for part in parts], store.storage)
     except FileNotFoundError:  # a successor was quicker, and has deleted the parts
         lease.check()
         raise
@@ -280,10 +228,10 @@ def _index(
 
 def _publish(location: Location, parts: Sequence[Callable[[], pa.Table]], storage: Storage) -> None:
     """Merge the parts, write the tables, then the marker; the parts go."""
-    from orchestrator.data.index import merge
+    from orchestrator.data.merge import merge
 
     with tempfile.TemporaryDirectory() as folder:
-        facts = merge(parts, Path(folder))
+        facts = merge(parts, Path(folder), location.by)
         if not facts["rows"]:
             reasons = ", ".join(f"{reason}: {n}" for reason, n in facts["dropped"]["counts"].items())
             raise DataError(f"'{location.source}' has no usable sample", f"what was found: {reasons or 'nothing'}")
@@ -356,7 +304,7 @@ def changed(source: str) -> DataError:
     )
 
 
-def _write_part(shards: Storage, shard: Info, storage: Storage, part: str, source: str) -> None:
+def _write_part(shards: Storage, shard: Info, by: By, storage: Storage, part: str, source: str) -> None:
     """Index one shard; DataError if it is not the one that was listed, now or when it has been read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -364,7 +312,7 @@ def _write_part(shards: Storage, shard: Info, storage: Storage, part: str, sourc
     from orchestrator.data.index import index_shard
 
     try:
-        table = index_shard(shards, shard.key)
+        table = index_shard(shards, shard.key, by)
     finally:
         now = shards.head(shard.key)
         if now is None or (now.size, now.etag) != (shard.size, shard.etag):

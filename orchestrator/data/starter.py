@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from orchestrator.data.index import index_shard
+from orchestrator.data.location import locate
 from orchestrator.data.sets import SETS
-from orchestrator.data.source import locate
 from orchestrator.data.tables import FORMATS
 from orchestrator.errors import DataError
 from orchestrator.io.storage import Storage

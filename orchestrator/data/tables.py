@@ -6,9 +6,11 @@ the work was cut. pyarrow is imported when needed: planning must not pay for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 65536
 LABELS = ("concept", "style", "category", "subcategory", "label")
+OPTIONAL = (*LABELS, "original_width", "original_height")
+"""Columns that a Dataset has if any of its samples does."""
 FORMATS = ("jpg", "png", "webp")
 """Values of the index's `format` column, by number."""
 
@@ -33,26 +37,45 @@ def schemas() -> dict[str, pa.Schema]:
         ),
         "captions": pa.schema([("captions", pa.list_(caption))]),
         "source": pa.schema([("key", pa.string()), ("source_uid", pa.string())]),
-        "sizes": pa.schema([("width", pa.uint32()), ("height", pa.uint32())]),
+        "sizes": pa.schema([(name, pa.uint32()) for name in ("width", "height", "original_width", "original_height")]),
         "labels": pa.schema([(name, pa.string()) for name in LABELS]),
     }
 
 
-def write_table(path: Path, pieces: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write pieces of a table one after the other, with fixed row groups; pieces may be empty."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class TableWriter:
+    """Writes one table piece by piece; pieces may be empty, and have further columns. A context manager."""
 
-    waiting = schema.empty_table()
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow.parquet as pq
+
+        self._schema = schema
+        self._waiting = schema.empty_table()
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if kind is None and len(self._waiting):
+            self._writer.write_table(self._waiting, row_group_size=ROW_GROUP)
+        self._writer.close()
+
+    def write(self, piece: pa.Table) -> None:
+        """Go on with these rows."""
+        import pyarrow as pa
+
+        self._waiting = pa.concat_tables([self._waiting, piece.select(self._schema.names).cast(self._schema)])
+        full = len(self._waiting) - len(self._waiting) % ROW_GROUP
+        if full:
+            self._writer.write_table(self._waiting.slice(0, full), row_group_size=ROW_GROUP)
+            self._waiting = self._waiting.slice(full)
+
+
+def write_table(path: Path, pieces: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write pieces of a table one after the other, with fixed row groups."""
+    with TableWriter(path, schema) as writer:
         for piece in pieces:
-            waiting = pa.concat_tables([waiting, piece.select(schema.names).cast(schema)])
-            full = len(waiting) - len(waiting) % ROW_GROUP
-            if full:
-                writer.write_table(waiting.slice(0, full), row_group_size=ROW_GROUP)
-                waiting = waiting.slice(full)
-        if len(waiting):
-            writer.write_table(waiting, row_group_size=ROW_GROUP)
+            writer.write(piece)
 
 
 def bytes_column(column: pa.ChunkedArray, width: int) -> np.ndarray:
@@ -63,3 +86,30 @@ def bytes_column(column: pa.ChunkedArray, width: int) -> np.ndarray:
         np.frombuffer(c.buffers()[1], np.uint8)[c.offset * width :][: len(c) * width] for c in column.chunks if len(c)
     ]
     return np.concatenate([*chunks, np.empty(0, np.uint8)]).reshape(-1, width)
+
+
+def binary_column(values: np.ndarray) -> pa.Array:
+    """The inverse of `bytes_column`: [n, width] uint8 as fixed-size binary."""
+    import pyarrow as pa
+
+    size, width = values.shape
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), size, [None, pa.py_buffer(values.tobytes())])
+
+
+def table_bytes(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
+    """A table with JSON facts as an Arrow stream."""
+    import pyarrow as pa
+
+    sink = io.BytesIO()
+    table = table.replace_schema_metadata({"facts": json.dumps(facts)})
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def read_table(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    """What `table_bytes` gave."""
+    import pyarrow as pa
+
+    table = pa.ipc.open_stream(data).read_all()
+    return table, json.loads(table.schema.metadata[b"facts"])

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from orchestrator.data.source import identify, is_shared, known_at
+from orchestrator.data.location import is_shared
+from orchestrator.data.source import identify, known_at
 from orchestrator.errors import UserError
 from orchestrator.models.external import RANDOM, describe_external
 from orchestrator.plan.compile import compile, named

@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from orchestrator.data.source import copy_in, is_shared, prepare
+from orchestrator.data.location import is_shared
 from orchestrator.engine import cluster
 from orchestrator.engine.executor import Executor
-from orchestrator.engine.index import Step, here, on_ray
+from orchestrator.engine.index import COPY, INDEX, Step, here, on_ray
 from orchestrator.engine.local import LocalExecutor
 from orchestrator.engine.observe import Observer, Observers, RunResult
 from orchestrator.engine.planning import Request, check_known, sources_to_copy, unknown_sources
@@ -90,20 +90,20 @@ class _Place:
     def index(self, source: str) -> None:
         """Make a source known."""
         self._say(f"indexing {source}: its content is its identity")
-        self._bring(prepare, "indexing", source)
+        self._bring(INDEX, source)
 
     def copy_in(self, source: str) -> None:
         """Copy a source's shards into the store."""
         self._say(f"copying {source} into the store: workers elsewhere could not read it")
-        self._bring(copy_in, "copying", source)
+        self._bring(COPY, source)
 
-    def _bring(self, step: Step, doing: str, source: str) -> None:
+    def _bring(self, step: Step, source: str) -> None:
         """Do a step where the source can be seen: on Ray where everybody sees it, else in this process."""
         if self._given or not is_shared(source):
-            here(step, doing, self._store.url, source, self._say)
+            here(step, self._store.url, source, self._say)
         else:
             self._connect()
-            on_ray(step, doing, self._store.url, source, self._say, self._environment, self._lives)
+            on_ray(step, self._store.url, source, self._say, self._environment, self._lives)
 
     def executor(self) -> Executor:
         """The executor."""

@@ -11,6 +11,7 @@ from data_shards import image, make_dataset, open_store, places, run_stage, writ
 
 from orchestrator.data import source
 from orchestrator.data.dataset import Caption, Dataset
+from orchestrator.data.location import is_shared
 from orchestrator.errors import DataError, UserError
 from orchestrator.io.storage import Storage
 from orchestrator.recipe.schema import ExecutionOnly
@@ -104,7 +105,7 @@ def test_shards_are_copied_where_workers_could_not_read_them(tmp_path, monkeypat
     folder = write_samples(tmp_path / "pets", range(12), 2, facts)
     source.prepare(str(folder), store)
     stage = DatasetStage.model_validate({"source": str(folder), "import": mode})
-    assert stage.copies(source.is_shared(str(folder)), store_url == "local") == copied
+    assert stage.copies(is_shared(str(folder)), store_url == "local") == copied
     if copied:
         source.copy_in(str(folder), store)
     handle, outcome = run_stage(store, stage, tmp_path, "dataset", "f1")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from data_shards import image, open_store, sample, write_samples, write_shard
 
-from orchestrator.data.index import index_shard, merge, sample_uid
+from orchestrator.data.index import index_shard, sample_uid
+from orchestrator.data.merge import merge
 from orchestrator.data.source import known, prepare
 from orchestrator.io.storage import Storage
 

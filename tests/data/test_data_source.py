@@ -9,7 +9,7 @@ import threading
 import pytest
 from data_shards import open_store, write_samples, write_shard
 
-from orchestrator.data import index, source
+from orchestrator.data import index, location, merge, source
 from orchestrator.errors import Cancelled, DataError, UserError
 from orchestrator.io.storage import Storage
 
@@ -24,40 +24,40 @@ from orchestrator.io.storage import Storage
     ],
 )
 def test_ranges_expand_with_the_padding_of_their_bounds(pattern, expected):
-    assert source.expand(pattern) == expected
+    assert location.expand(pattern) == expected
 
 
 @pytest.mark.parametrize("pattern", ["{a..b}.tar", "{3..1}.tar", "{1,2}.tar", "{}.tar"])
 def test_a_malformed_range_is_refused_and_the_right_form_said(pattern):
     with pytest.raises(UserError, match=r"00000\.\.01242"):
-        source.expand(pattern)
+        location.expand(pattern)
 
 
 def test_sources_are_found_as_folder_pattern_single_shard_and_built_in_name(tmp_path):
     folder = write_samples(tmp_path / "cats", range(6), shards=3)
-    whole = source.locate(str(folder))
+    whole = location.locate(str(folder))
     assert (whole.name, [s.key for s in whole.shards]) == ("cats", ["00000.tar", "00001.tar", "00002.tar"])
-    some = source.locate(f"{folder}/{{00001..00002}}.tar")
+    some = location.locate(f"{folder}/{{00001..00002}}.tar")
     assert (some.name, [s.key for s in some.shards]) == ("cats", ["00001.tar", "00002.tar"])
-    assert [s.key for s in source.locate(f"{folder}/00001.tar").shards] == ["00001.tar"]
-    assert source.locate("emoji").builtin
+    assert [s.key for s in location.locate(f"{folder}/00001.tar").shards] == ["00001.tar"]
+    assert location.locate("emoji").builtin
 
 
 @pytest.mark.parametrize("wrong", ["emojy", "/no/such/folder", "/no/such/{0..1}.tar"])
 def test_an_unknown_source_is_refused_with_what_is_allowed(wrong):
     with pytest.raises(UserError, match="emoji"):
-        source.locate(wrong)
+        location.locate(wrong)
 
 
 def test_missing_shards_of_a_pattern_are_counted_and_named(tmp_path):
     write_samples(tmp_path, range(4), shards=2)
     with pytest.raises(UserError, match=r"2 of 4 shards .* first is 00002\.tar"):
-        source.locate(f"{tmp_path}/{{00000..00003}}.tar")
+        location.locate(f"{tmp_path}/{{00000..00003}}.tar")
 
 
 def test_a_folder_without_shards_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no \.tar shards"):
-        source.locate(str(tmp_path))
+        location.locate(str(tmp_path))
 
 
 def test_data_are_unknown_until_prepared_and_then_known_without_reading_them(tmp_path):
@@ -140,18 +140,18 @@ def test_of_several_that_index_a_source_at_once_one_does_it(place, tmp_path, mon
 def test_one_that_was_overtaken_while_it_indexed_takes_the_others_result(tmp_path, monkeypatch):
     """Its successor has finished and deleted the parts that it still means to read."""
     folder, store = str(write_samples(tmp_path / "pets", range(12), shards=3)), open_store(tmp_path / "store")
-    merge, digests = index.merge, []
+    original, digests = merge.merge, []
 
-    def overtaken(parts, out):
+    def overtaken(parts, out, by):
         if not digests:
             digests.append("")
-            place = source.locate(folder).place
+            place = location.locate(folder).place
             lease = f"leases/{place.rpartition('/')[2]}"
             store.storage.put(f"{lease}/2", store.storage.get(f"{lease}/1").replace(b"false", b"true"))
             digests[0] = source.prepare(folder, open_store(tmp_path / "store"))
-        return merge(parts, out)
+        return original(parts, out, by)
 
-    monkeypatch.setattr(index, "merge", overtaken)
+    monkeypatch.setattr(merge, "merge", overtaken)
     assert source.prepare(folder, store) == digests[0] != ""
 
 
@@ -160,13 +160,13 @@ def test_a_shard_that_changes_while_it_is_indexed_is_refused(change, tmp_path, m
     folder, store = write_samples(tmp_path / "pets", range(12), shards=2), open_store(tmp_path / "store")
     index_shard, path = index.index_shard, folder / "00001.tar"
 
-    def changing(storage, key):
+    def changing(storage, key, by):
         if key == path.name and change == "gone":
             path.unlink()
         elif key == path.name:
             data = path.read_bytes()
             path.write_bytes(data[: len(data) // 2] if change == "shorter" else data)
-        return index_shard(storage, key)
+        return index_shard(storage, key, by)
 
     monkeypatch.setattr(index, "index_shard", changing)
     with pytest.raises(DataError, match="changed while"):

@@ -1,6 +1,6 @@
 """Configuration of the `dataset` stage: which data, how they are split, whether they are copied.
 
-Neither `source` nor `import` is identity: the data's content digest is, which the plan puts in their place. So the
+`source`, `index` and `import` are no identity: the data's content digest is, which the plan puts in their place. So the
 same shards on disk and on S3 are the same stage.
 """
 
@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from orchestrator.data import INDEX_VERSION
 from orchestrator.data.bad import FEW, MaxBad
+from orchestrator.data.location import spelled
 from orchestrator.recipe.schema import Artifact, Config, Dataset, Execution
 from orchestrator.stages.base import StageConfig
 
@@ -46,6 +47,10 @@ class DatasetStage(StageConfig):
     source: Execution[Annotated[str, Field(min_length=1)]]
     """A built-in set (`emoji`), a folder of WebDataset tar shards, or a pattern of them:
     `s3://bucket/cc12m/{00000..01242}.tar`."""
+    index: Execution[Literal["content", "headers"]] = "content"
+    """By what the data are known: all their bytes; or, for pools too large to read twice, `headers`: captions and json
+    are read, and of each image its name and size alone. That is another identity, which the content digest states, and
+    it cannot tell equal images; sizes in pixels are known where the json states them."""
     split: SplitConfig = SplitConfig()
     """Which samples are held out of training."""
     max_bad: Execution[MaxBad] = FEW
@@ -65,7 +70,7 @@ class DatasetStage(StageConfig):
         return os.path.abspath(os.path.expanduser(source))
 
     def external_sources(self) -> list[str]:
-        return [self.source]
+        return [spelled(self.source, self.index)]
 
     def copies(self, shared: bool, store_on_disk: bool) -> bool:
         """The rule of `import`: a store elsewhere means workers elsewhere, which do not see this disk."""
@@ -76,7 +81,7 @@ class DatasetStage(StageConfig):
 
     def smoke(self) -> DatasetStage:
         """The same data; the sample set where they cannot be reached."""
-        from orchestrator.data.source import locate
+        from orchestrator.data.location import locate
         from orchestrator.errors import OrchError
 
         try:

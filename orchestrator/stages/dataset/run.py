@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.bad import BadSamples
 from orchestrator.data.dataset import write_description
-from orchestrator.data.source import Known, changed, is_shared, known_at
+from orchestrator.data.location import is_shared
+from orchestrator.data.source import Known, changed, known_at
 from orchestrator.data.splits import SPLITS, concept_splits, holdout_splits
 from orchestrator.data.tables import bytes_column, write_table
 from orchestrator.errors import OrchError, UserError
@@ -36,7 +37,8 @@ def run(ctx: StageContext) -> Outcome:
     """
     config = ctx.config
     assert isinstance(config, DatasetStage)
-    found = known_at(str(ctx.sources[config.source]), ctx.store)
+    (source,) = config.external_sources()
+    found = known_at(str(ctx.sources[source]), ctx.store)
     if found is None:
         raise changed(config.source)
     copied = config.copies(is_shared(config.source), ctx.store.storage.local("x") is not None)
@@ -55,6 +57,7 @@ def run(ctx: StageContext) -> Outcome:
     metrics |= {f"samples_{split}": float(counts[split]) for split in SPLITS}
     how = "copied into the store" if copied else "referred to"
     summary = {"source": config.source, "shards": how, "splits": dict(counts), "dropped": dropped}
+    summary |= {"indexed_by": found.by, "duplicates": found.marker["duplicates"], "read": found.marker["read"]}
     return Outcome(metrics=metrics, summary={**summary, "needs": [found.place]}, undeclared=("location.json",))
 
 
@@ -146,6 +149,7 @@ def _describe(ctx: StageContext, found: Known, copied: bool) -> None:
             "rows": marker["rows"],
             "selected": marker["rows"],
             "content_digest": marker["content_digest"],
+            "indexed_by": marker["by"],
             "shards": marker["shards"],
             "index": "index.parquet",
             "columns": columns,
