@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.build.archives import Archive, fetch
+from orchestrator.data.build.processes import WORK, in_order
 from orchestrator.data.build.shards import content_digest, file_sha256
 from orchestrator.errors import UserError
 
@@ -27,6 +28,7 @@ BUILDERS: dict[str, str] = {
     "emoji": "orchestrator.data.build.emoji:EMOJI",
     "emoji-all": "orchestrator.data.build.emoji:EMOJI_ALL",
     "fashion-mnist": "orchestrator.data.build.fashion_mnist:FASHION_MNIST",
+    "iconify": "orchestrator.data.build.iconify:ICONIFY",
 }
 """Name -> "module:Builder"."""
 
@@ -104,13 +106,23 @@ def make(spec: Builder, out: Path, work: Path, say: Callable[[str], None] = lamb
         say(f"{spec.name}: {archive}")
         files[role] = fetch(archive, work)
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    _begin(spec, partial)
     facts = spec.write(partial, files, say)
-    info = {**spec.identity(), **facts, "content_digest": content_digest(partial)}
+    info = {**spec.identity(), **facts, "content_digest": content_digest(partial, in_order)}
+    shutil.rmtree(partial / WORK)
     _publish(partial, out, info)
     say(f"{spec.name}: {info['samples']:,} samples in {len(info['shards'])} shards, {out}")
     return info
+
+
+def _begin(spec: Builder, partial: Path) -> None:
+    """The folder to build in: as this very builder left it when it was stopped, else empty."""
+    marker, identity = partial / WORK / "builder.json", json.dumps(spec.identity())
+    if marker.is_file() and marker.read_text(encoding="utf-8") == identity:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    marker.parent.mkdir(parents=True)
+    marker.write_text(identity, encoding="utf-8")
 
 
 def current(spec: Builder, out: Path) -> dict[str, Any] | None:

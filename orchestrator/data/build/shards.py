@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from orchestrator.data.pictures import open_picture
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg")
 
@@ -45,32 +48,41 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
+def bounds(total: int, largest: int) -> list[int]:
+    """Where shards begin, and the end: as few, nearly equal shards as `largest` samples a shard allow."""
+    count = math.ceil(total / largest)
+    return [total * k // count for k in range(count + 1)] if count else [0]
+
+
+def write_shard(path: Path, samples: Iterable[Mapping[str, bytes]], first_key: int) -> dict[str, Any]:
+    """Write samples (member suffix -> bytes) into one shard; its name, samples, bytes and sha256.
+
+    Keys are running numbers from `first_key`.
+    """
+    key = first_key
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            for suffix, data in sample.items():
+                add_member(tar, f"{key:06d}.{suffix}", data)
+            key += 1
+    return {
+        "name": path.name,
+        "samples": key - first_key,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }
+
+
 def write_shards(
     folder: Path, prefix: str, samples: Iterable[Mapping[str, bytes]], total: int, largest: int, first_key: int = 0
 ) -> list[dict[str, Any]]:
-    """Write samples (member suffix -> bytes) into as few, nearly equal shards as `largest` samples a shard allow.
-
-    Keys are running numbers from `first_key`. Returns name, samples, bytes and sha256 of each shard.
-    """
-    count = math.ceil(total / largest)
-    bounds = [total * k // count for k in range(count + 1)]
+    """Write `total` samples into shards of `largest` samples at most; `write_shard`'s facts of each."""
+    edges = bounds(total, largest)
     stream = iter(samples)
-    shards = []
-    for k in range(count):
-        path = folder / f"{prefix}-{k:05d}.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for position in range(bounds[k], bounds[k + 1]):
-                for suffix, data in next(stream).items():
-                    add_member(tar, f"{first_key + position:06d}.{suffix}", data)
-        shards.append(
-            {
-                "name": path.name,
-                "samples": bounds[k + 1] - bounds[k],
-                "bytes": path.stat().st_size,
-                "sha256": file_sha256(path),
-            }
-        )
-    return shards
+    return [
+        write_shard(folder / f"{prefix}-{k:05d}.tar", itertools.islice(stream, stop - start), first_key + start)
+        for k, (start, stop) in enumerate(itertools.pairwise(edges))
+    ]
 
 
 def read_shards(paths: Sequence[Path]) -> Iterator[dict[str, bytes]]:
@@ -92,24 +104,36 @@ def read_shards(paths: Sequence[Path]) -> Iterator[dict[str, bytes]]:
 
 
 def sample_digest(sample: Mapping[str, bytes]) -> bytes:
-    """SHA-256 over size and RGBA pixels, the primary caption, and the record less the hash of the encoded image."""
-    from PIL import Image
+    """SHA-256 over size and RGBA pixels, the primary caption, and the record less the hash of the encoded image.
 
-    image = Image.open(io.BytesIO(next(sample[s] for s in IMAGE_SUFFIXES if s in sample))).convert("RGBA")
+    What nobody would decode counts with its bytes: a picture that is too large, or none.
+    """
+    encoded = next(sample[s] for s in IMAGE_SUFFIXES if s in sample)
+    try:
+        image = open_picture(encoded).convert("RGBA")
+        picture = [f"{image.width}x{image.height}".encode(), image.tobytes()]
+    except (OSError, SyntaxError, ValueError):
+        picture = [b"undecoded", encoded]
     record = {key: value for key, value in json.loads(sample["json"]).items() if key != "sha256"}
     digest = hashlib.sha256()
-    for part in (f"{image.width}x{image.height}".encode(), image.tobytes(), sample["txt"], _canonical(record)):
+    for part in (*picture, sample["txt"], _canonical(record)):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()
 
 
-def content_digest(folder: Path) -> str:
+def shard_digests(path: Path) -> list[bytes]:
+    """The digests of a shard's samples."""
+    return [sample_digest(sample) for sample in read_shards([path])]
+
+
+def content_digest(folder: Path, each: Callable[..., Iterable[list[bytes]]] = map) -> str:
     """SHA-256 over the sorted digests of all samples, and of all rows of `captions.parquet` where there is one.
 
     Neither the order of samples, nor their keys, nor how they are spread over shards and compressed has an influence.
+    `each`: how `shard_digests` is applied to the shards, one after the other by default.
     """
-    digests = [sample_digest(sample) for sample in read_shards(sorted(folder.glob("*.tar")))]
+    digests = [digest for shard in each(shard_digests, sorted(folder.glob("*.tar"))) for digest in shard]
     captions = folder / "captions.parquet"
     if captions.is_file():
         import pyarrow.parquet as pq
