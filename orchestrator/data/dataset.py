@@ -303,6 +303,16 @@ class Dataset:
         found = self._tables.take("captions", self.rows[np.asarray(rows, np.int64)])
         return [tuple(Caption(**caption) for caption in captions) for captions in found.to_pylist()]
 
+    def index(self, name: str) -> np.ndarray:
+        """A column of the base index over the selected samples: numbers [n], or [n, 16] uint8."""
+        return self._tables.index(name, self.rows)
+
+    def table(self) -> pa.Table:
+        """All columns of all groups over the selected samples."""
+        import pyarrow as pa
+
+        return pa.table({name: self._tables.take(name, self.rows) for name in self._tables.names})
+
     def where(self, **equal: str) -> Dataset:
         """The samples whose columns have these values; no copy. `where(split="train")`."""
         keep = np.ones(len(self), bool)
@@ -360,12 +370,14 @@ class Dataset:
 
 
 def _shards(location: Mapping[str, Any], artifact: Handle, description: Mapping[str, Any]) -> Shards:
-    """The shards by what location.json says: in the package, at a URL, or copied into the store."""
+    """The shards by what location.json says: in the package, in this artifact, at a URL, or copied into the store."""
     names = [name for name, _ in description["shards"]]
     if "builtin" in location:
         from orchestrator.data.sets import SETS
 
         return Shards(Storage.open(str(SETS[location["builtin"]])), "", names)
+    if "here" in location:
+        return Shards(artifact.store.storage, f"{artifact.manifest.prefix}/{location['here']}/", names)
     if "url" in location:
         return Shards(Storage.open(location["url"]), "", names)
     return Shards(artifact.store.storage, f"{location['copied']}/", names)

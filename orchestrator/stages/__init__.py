@@ -11,10 +11,12 @@ KINDS = Table(
     {
         "dataset": "orchestrator.stages.dataset.config:DatasetStage",
         "curate": "orchestrator.stages.curate.config:CurateStage",
+        "materialize": "orchestrator.stages.materialize.config:MaterializeStage",
         "pretrain": "orchestrator.stages.train.config:Pretrain",
         "distill": "orchestrator.stages.train.config:Distill",
         "finetune": "orchestrator.stages.train.config:Finetune",
         "embed": "orchestrator.stages.embed.config:EmbedStage",
         "evaluate": "orchestrator.stages.evaluate.config:EvaluateStage",
+        "benchmark": "orchestrator.stages.benchmark.config:BenchmarkStage",
     },
 )

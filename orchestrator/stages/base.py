@@ -10,7 +10,7 @@ a crash and must then go on from its last checkpoint, if it keeps any.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -36,6 +36,13 @@ class ResourceConfig(Config):
         """As the plan's type."""
         memory = None if self.memory_gb is None else int(self.memory_gb * 1e9)
         return Resources(cpus=self.cpus, gpus=self.gpus, memory_bytes=memory, workers=self.workers)
+
+    def spread(self) -> Resources:
+        """For work in blocks: a worker for each GPU, or else for each CPU, unless `workers` says how many."""
+        budget = self.resolve()
+        if "workers" in self.model_fields_set:
+            return budget
+        return replace(budget, workers=max(1, int(budget.gpus or budget.cpus)))
 
 
 class StageConfig(Config):

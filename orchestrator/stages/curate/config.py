@@ -29,12 +29,7 @@ class CurateStage(StageConfig):
     """Operators in order, each a name or `{name: {options}}`."""
 
     def budget(self) -> Resources:
-        """A worker for each CPU, or for each GPU where there are any, unless `resources.workers` says how many."""
-        budget = self.resources.resolve()
-        if "workers" in self.resources.model_fields_set:
-            return budget
-        workers = max(1, int(budget.gpus or budget.cpus))
-        return Resources(budget.cpus, budget.gpus, budget.memory_bytes, workers)
+        return self.resources.spread()
 
     def external_sources(self) -> list[str]:
         """Outside files that operators read."""

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from orchestrator.curation.operator import GroupedOperator
+from orchestrator.data.tables import read_table, table_bytes
 from orchestrator.stages.blocks import Pass
 from orchestrator.stages.curate.passes import Curation, load_arrays, save_arrays
-from orchestrator.stages.curate.state import read_table, table_bytes, to_arrow
+from orchestrator.stages.curate.state import to_arrow
 
 BUCKET_ROWS = 1 << 18
 """Samples of a bucket, about."""

@@ -28,7 +28,8 @@ from orchestrator.curation.operator import (
     Verdict,
 )
 from orchestrator.data.dataset import Dataset
-from orchestrator.stages.curate.state import State, from_arrow, read_table
+from orchestrator.data.tables import read_table
+from orchestrator.stages.curate.state import State, from_arrow
 from orchestrator.stages.curate.tools import StageTools
 from orchestrator.store.artifacts import Handle
 from orchestrator.store.parts import Parts

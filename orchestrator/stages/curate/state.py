@@ -6,8 +6,6 @@ reasons are counted in the steps, with the first few ids in uid order as example
 
 from __future__ import annotations
 
-import io
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ import numpy as np
 from orchestrator.curation.block import Block
 from orchestrator.curation.operator import ColumnType, Verdict
 from orchestrator.data.dataset import Caption, Dataset
-from orchestrator.data.tables import schemas
+from orchestrator.data.tables import read_table, schemas, table_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,25 +106,6 @@ class State:
         repeats = table["repeats"].to_numpy() if "repeats" in table.column_names else None
         block = Block(dataset.at(table["row"].to_numpy().astype(np.int64)), made, repeats)
         return cls(block, [Step.from_json(step) for step in facts["steps"]])
-
-
-def table_bytes(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
-    """A table with JSON facts as an Arrow stream."""
-    import pyarrow as pa
-
-    sink = io.BytesIO()
-    table = table.replace_schema_metadata({"facts": json.dumps(facts)})
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def read_table(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
-    """What `table_bytes` gave."""
-    import pyarrow as pa
-
-    table = pa.ipc.open_stream(data).read_all()
-    return table, json.loads(table.schema.metadata[b"facts"])
 
 
 def arrow_type(type: ColumnType) -> pa.DataType:
