@@ -17,6 +17,7 @@ KINDS = Table(
         "finetune": "orchestrator.stages.train.config:Finetune",
         "embed": "orchestrator.stages.embed.config:EmbedStage",
         "evaluate": "orchestrator.stages.evaluate.config:EvaluateStage",
+        "export": "orchestrator.stages.export.config:ExportStage",
         "benchmark": "orchestrator.stages.benchmark.config:BenchmarkStage",
     },
 )

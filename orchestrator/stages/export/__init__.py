@@ -1,0 +1,1 @@
+"""Stage kind `export`: a Dataset in the formats that other tools read."""
