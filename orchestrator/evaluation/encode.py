@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,13 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.errors import NotFiniteError
 from orchestrator.models.interface import Model
+
+
+class Images(Protocol):
+    """Encoded images by row: a Dataset, or a benchmark set."""
+
+    def images(self, rows: Sequence[int]) -> list[bytes]:
+        """Those of some rows, in their order."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def encode(
     model: Model,
     preprocess: Preprocess,
     tokenizer: Tokenizer,
-    dataset: Dataset,
+    dataset: Images,
     rows: Sequence[int],
     texts: Sequence[str],
     *,

@@ -158,6 +158,17 @@ class Gallery:
             else:
                 yield part, encoded.scores(images[part], texts)
 
+    def ranks(self, encoded: Encoded, of_texts: bool) -> np.ndarray:
+        """The rank of each text's image among the images, or of each image's best text among the texts."""
+        parts = []
+        for part, scores in self.chunks(encoded, of_texts):
+            if of_texts:
+                parts.append(metrics.ranks(scores, self.owner[part]))
+            else:
+                images = np.arange(len(self.rows))[part]
+                parts.append(metrics.best_ranks(scores, images[:, None] == self.owner[None, :]))
+        return np.concatenate(parts)
+
 
 def retrieval(config: Retrieval, dataset: Dataset) -> list[Measure]:
     """Two measures a split, image to text and text to image; UserError if the data lack a split asked for."""
@@ -193,15 +204,7 @@ def galleries(config: Retrieval, dataset: Dataset) -> list[Gallery]:
 
 def _retrieve(config: Retrieval, split: str, group: Sequence[Gallery], of_texts: bool) -> Measure:
     def rank(encoded: Encoded) -> np.ndarray:
-        parts = []
-        for gallery in group:
-            for part, scores in gallery.chunks(encoded, of_texts):
-                if of_texts:
-                    parts.append(metrics.ranks(scores, gallery.owner[part]))
-                else:
-                    images = np.arange(len(gallery.rows))[part]
-                    parts.append(metrics.best_ranks(scores, images[:, None] == gallery.owner[None, :]))
-        return np.concatenate(parts)
+        return np.concatenate([gallery.ranks(encoded, of_texts) for gallery in group])
 
     def each(value) -> np.ndarray:
         return np.concatenate([value(gallery) for gallery in group])

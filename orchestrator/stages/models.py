@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,3 +32,11 @@ def load_input(
             "put it where every node sees it, or make it a stage's result in the store",
         )
     return load_external(reference, str(device))
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, numbered where one is there twice: `teacher#1`, `teacher#2`."""
+    return [
+        name if names.count(name) == 1 else f"{name}#{names[:place].count(name) + 1}"
+        for place, name in enumerate(names)
+    ]

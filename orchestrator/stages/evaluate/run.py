@@ -35,7 +35,7 @@ from orchestrator.models.count import count
 from orchestrator.models.interface import Model
 from orchestrator.stages.base import Outcome, StageContext
 from orchestrator.stages.evaluate.config import EvaluateStage
-from orchestrator.stages.models import load_input
+from orchestrator.stages.models import distinct, load_input
 
 ROW_GROUP = 1 << 16
 
@@ -82,7 +82,7 @@ def _evaluate(ctx: StageContext, config: EvaluateStage, dataset: Dataset) -> Out
         picture.draw(gallery, found, dataset, config.seed, ctx.out / "retrieval.png")
         shown_as_ids = json.dumps(picture.describe(gallery, found, dataset, config.seed), ensure_ascii=False)
         (ctx.out / "retrieval.json").write_text(shown_as_ids, encoding="utf-8")
-    names = _distinct([ctx.input_names[key] for key in keys])
+    names = distinct([ctx.input_names[key] for key in keys])
     return Outcome(
         metrics={
             f"{name}/{figure}": value
@@ -170,11 +170,3 @@ def _write_predictions(out: Path, measures: Sequence[Measure], ranks: Sequence[R
     import pyarrow.parquet as pq
 
     pq.write_table(predictions(measures, ranks, uids), out / "predictions.parquet", row_group_size=ROW_GROUP)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, numbered where one is there twice."""
-    return [
-        name if names.count(name) == 1 else f"{name}#{names[:place].count(name) + 1}"
-        for place, name in enumerate(names)
-    ]
