@@ -5,7 +5,9 @@ from orchestrator.recipe.schema import Table
 OPERATORS = Table(
     "operator",
     {
+        "cluster": "orchestrator.curation.cluster:Cluster",
         "dedup": "orchestrator.curation.dedup:Dedup",
         "min_size": "orchestrator.curation.min_size:MinSize",
+        "select_per_cluster": "orchestrator.curation.select_per_cluster:SelectPerCluster",
     },
 )

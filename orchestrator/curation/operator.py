@@ -126,6 +126,10 @@ class FittedOperator(OperatorConfig):
         """Called once in each process that judges."""
         raise NotImplementedError
 
+    def facts(self, fitted: Arrays) -> Mapping[str, float]:
+        """Figures of what was fitted, for the report, beside the counts of verdicts."""
+        return {}
+
 
 class GroupedOperator(OperatorConfig):
     """Compares the samples of each group; groups are brought together in buckets of some 100,000 samples."""

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NUM_DRAWS = 8
 
@@ -21,6 +25,29 @@ def uniforms(seed: int, purpose: str, *parts: int | str) -> list[float]:
 def integer(seed: int, purpose: str, *parts: int | str) -> int:
     """A 128-bit integer from the same construction: a key for ordering by hash, or for a permutation."""
     return int.from_bytes(hashlib.blake2b(_spelt(seed, purpose, *parts), digest_size=16).digest(), "little")
+
+
+def hashes(seed: int, purpose: str, uids: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
+    """64 bits for each of many samples [n] (data/dataset.py `IDENTITY`), and a number [n] of each if given: uint64 [n].
+
+    They order samples by chance, whatever order they come in. The ids, which are digests themselves, are mixed with a
+    key by SplitMix64's finaliser: a hundred times as fast as `integer` for each.
+    """
+    import numpy as np
+
+    key = integer(seed, purpose)
+    mixed = _mix(uids["high"].astype(np.uint64) ^ np.uint64(key >> 64))
+    mixed = _mix(mixed ^ uids["low"].astype(np.uint64) ^ np.uint64(key % 2**64))
+    return mixed if numbers is None else _mix(mixed ^ _mix(numbers.astype(np.uint64) + np.uint64(1)))
+
+
+def _mix(words: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a permutation of 64-bit words that spreads every bit."""
+    import numpy as np
+
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def _spelt(*parts: int | str) -> bytes:

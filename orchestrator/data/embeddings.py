@@ -167,6 +167,10 @@ class StoredViews:
         """The arrays there are, of `image`, `text` and `codes`."""
         return tuple(self._arrays)
 
+    def holds(self, uids: np.ndarray) -> np.ndarray:
+        """Which of these samples are there, [n] bool: ids [n, 16] bytes, or pairs of numbers (`IDENTITY`)."""
+        return self._find(uids)[1]
+
     def require(self, uids: np.ndarray) -> None:
         """StageError unless all these samples are there: ids [n, 16] bytes, or pairs of numbers (`IDENTITY`)."""
         self._places(uids)
@@ -211,18 +215,24 @@ class StoredViews:
 
     def _places(self, uids: np.ndarray) -> np.ndarray:
         """Number of each sample among those stored."""
-        uids = np.ascontiguousarray(uids).view(np.uint8).reshape(len(uids), 16)
-        keys = uids.view(KEY)[:, 0]
-        places = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
-        missing = np.flatnonzero(self._keys[places] != keys) if len(self._keys) else np.arange(len(keys))
-        if missing.size:
+        places, there = self._find(uids)
+        if not there.all():
+            missing = np.flatnonzero(~there)
             named = ", ".join(uids[place].tobytes().hex() for place in missing[:3].tolist())
             raise StageError(
-                f"the embeddings have no features of {missing.size} of {len(keys)} samples "
+                f"the embeddings have no features of {missing.size} of {len(uids)} samples "
                 f"({named}{', ...' if missing.size > 3 else ''}): they were made of another data set",
                 "Give the `embed` stage the same `data` as the stage that reads it.",
             )
         return places
+
+    def _find(self, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number of each sample among those stored, and whether it is there."""
+        keys = np.ascontiguousarray(uids).view(np.uint8).reshape(len(uids), 16).view(KEY)[:, 0]
+        if not len(self._keys):
+            return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return places, self._keys[places] == keys
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.curation.operator import FittedOperator
 from orchestrator.data.dataset import write_choice
 from orchestrator.data.tables import write_table
-from orchestrator.stages.curate.passes import Curation
+from orchestrator.stages.curate.passes import Curation, load_arrays
 from orchestrator.stages.curate.state import State, Step, arrow_type, to_arrow
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Assembly:
             if isinstance(operator, FittedOperator):
                 fitted = curation.parts.get(f"fitted-{place}", 0)
                 (self._out / f"fitted-{place}-{curation.names[place]}.safetensors").write_bytes(fitted)
+                self.steps[place].counts.update(operator.facts(load_arrays(fitted)))
         selection = np.packbits(self._bits) if self._counts is None else self._counts
         columns = {COLUMNS: sorted(curation.types)} if curation.types else {}
         write_choice(self._out, curation.data, selection, self.selected, columns)
