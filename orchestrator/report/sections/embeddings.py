@@ -8,6 +8,8 @@ from orchestrator.report import words
 from orchestrator.report.blocks import Block, Table
 from orchestrator.report.record import RunRecord, StageRecord
 
+COUNTS = ("samples", "image_features", "text_features", "image_codes")
+
 
 def show(run: RunRecord, stages: list[StageRecord]) -> Iterator[Block]:
     """One row a stage."""
@@ -17,7 +19,7 @@ def show(run: RunRecord, stages: list[StageRecord]) -> Iterator[Block]:
         if manifest is None:
             continue
         sources = [run.name_of(use["fingerprint"], use["name"]) for use in manifest.inputs.values()]
-        counts = [manifest.metrics.get(name, 0) for name in ("samples", "image_features", "text_features")]
+        counts = [manifest.metrics.get(name, 0) for name in COUNTS]
         speed = manifest.summary.get("encoded_per_s")
         rows.append(
             [
@@ -28,6 +30,6 @@ def show(run: RunRecord, stages: list[StageRecord]) -> Iterator[Block]:
                 words.size(manifest.size),
             ]
         )
-    columns = ("stage", "from", "samples", "image features", "text features", "features/s", "size")
+    columns = ("stage", "from", *(name.replace("_", " ") for name in COUNTS), "a second", "size")
     if rows:
         yield Table(columns, rows)

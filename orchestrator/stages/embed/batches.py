@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.bad import BadSample
-from orchestrator.data.captions import choose
 from orchestrator.data.dataset import Caption, Dataset
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.data.views import Picture, Shown, ViewMaker
@@ -158,10 +157,8 @@ class Batches:
 
     def _caption(self, row: int, view: int, captions: tuple[Caption, ...]) -> str:
         """The caption that a view of a sample shows."""
-        if len(captions) == 1:
-            return captions[0].text
-        if not self._config.views:
-            return choose(captions, self._config.captions, 0.0)
+        if not self._config.views or (len(captions) == 1 and self._config.captions.join is None):  # nothing to draw
+            return self._maker.caption(captions)
         return self._maker.captions([Shown(view, self._uids[row], NO_PICTURE, captions)], 0)[0]
 
 
