@@ -20,7 +20,9 @@ BLOCK = 512
 MAX_EXTRA = 1 << 20
 """Bytes of a long name or of a pax header. What claims more is damaged, or means harm."""
 AHEAD_BYTES = 8 << 20
-"""Most that is read ahead, and what is read at once by those who want everything."""
+"""Most that is read ahead of an object elsewhere; who wants everything reads as much from the start."""
+DISK_BYTES = 256 << 10
+"""The same on a disk of this machine, where asking again costs less than new memory."""
 JUMP_BYTES = 16 << 10
 """A gap worth a request of its own. Object stores ask about as much for a request as for 20 kB to another region."""
 
@@ -125,7 +127,7 @@ def _records(content: bytes) -> dict[str, str]:
         digits, _, _ = content[at : at + 20].partition(b" ")
         length = _decimal(digits)
         key, sign, value = content[at + len(digits) + 1 : at + length].partition(b"=")
-        if not sign or not value.endswith(b"\n"):
+        if not sign or not value.endswith(b"\n") or at + length > len(content):
             raise Damaged
         found[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
         at += length
@@ -168,9 +170,10 @@ class Pieces:
     def __init__(self, storage: Storage, key: str, size: int, ahead: int = AHEAD_BYTES) -> None:
         self.size, self.fetched, self.requests = size, 0, 0
         self._storage, self._key = storage, key
-        self._least = self._ahead = ahead
-        self._start, self._held = 0, b""
         path = storage.local(key)
+        self._most = AHEAD_BYTES if path is None else DISK_BYTES
+        self._least = self._ahead = min(ahead, self._most)
+        self._start, self._held = 0, b""
         self._file: IO[bytes] | None = None if path is None else path.open("rb")
 
     def __enter__(self) -> Pieces:
@@ -189,7 +192,7 @@ class Pieces:
 
     def _fetch(self, start: int, end: int) -> None:
         goes_on = 0 <= start - self._start < len(self._held) + JUMP_BYTES
-        self._ahead = min(2 * self._ahead, AHEAD_BYTES) if goes_on else self._least
+        self._ahead = min(2 * self._ahead, self._most) if goes_on else self._least
         kept = self._held[start - self._start :] if goes_on else b""
         first = start + len(kept)
         last = min(max(end, first + self._ahead), self.size)
