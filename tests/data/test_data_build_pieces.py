@@ -15,7 +15,8 @@ from PIL import Image
 from orchestrator.data import build
 from orchestrator.data.build import cldr, fashion_mnist, shards
 from orchestrator.data.build.archives import Archive, fetch, members
-from orchestrator.data.build.emoji import Drawing, categories, in_every_style, write_captions
+from orchestrator.data.build.captions import Annotation, write_captions
+from orchestrator.data.build.emoji import Drawing, categories, in_every_style
 from orchestrator.data.build.icons import IconSet, rasterise, to_webp
 from orchestrator.data.build.notice import notice
 from orchestrator.errors import UserError
@@ -67,7 +68,7 @@ def test_variation_selectors_do_not_matter() -> None:
 def test_annotations_are_keyed_without_variation_selectors_and_unnamed_ones_are_left_out() -> None:
     entries = {"❤️": {"default": ["love"], "tts": ["red heart"]}, "→": {"default": ["arrow"]}}
     document = json.dumps({"annotations": {"identity": {}, "annotations": entries}}).encode()
-    assert cldr.parse(document, "annotations") == {"❤": cldr.Annotation("red heart", ("love",))}
+    assert cldr.parse(document, "annotations") == {"❤": Annotation("red heart", ("love",))}
     assert cldr.parse(b'{"annotations": {"identity": {}}}', "annotations") == {}
 
 
@@ -184,7 +185,7 @@ def test_content_digest_sees_translations(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     digests = {digest_of(folder, [sample(1)])}
     for name in ("червоне серце", "серце"):
-        texts = {"uk": {"❤": cldr.Annotation(name, ("любов",))}, "de": {}}
+        texts = {"uk": {"❤": Annotation(name, ("любов",))}, "de": {}}
         assert write_captions(folder / "captions.parquet", {"❤": "red-heart"}, texts) == {"uk": 1}
         digests.add(shards.content_digest(folder))
     assert len(digests) == 3

@@ -29,6 +29,7 @@ BUILDERS: dict[str, str] = {
     "emoji-all": "orchestrator.data.build.emoji:EMOJI_ALL",
     "fashion-mnist": "orchestrator.data.build.fashion_mnist:FASHION_MNIST",
     "iconify": "orchestrator.data.build.iconify:ICONIFY",
+    "openclipart": "orchestrator.data.build.openclipart:OPENCLIPART",
 }
 """Name -> "module:Builder"."""
 

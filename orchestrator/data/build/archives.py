@@ -1,4 +1,4 @@
-"""Archives: packages of public registries, pinned by version and SHA-256, read without unpacking.
+"""Archives: packages of public registries, pinned by version and SHA-256.
 
 They are fetched by the registries' ordinary clients. `npm pack` only downloads a tarball, and `apt-get download`
 needs no root: nothing is installed and no package script runs.
@@ -105,10 +105,7 @@ def members(file: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     """Name (without leading `./`) and bytes of the regular files whose whole name matches, in the archive's order."""
     wanted = re.compile(pattern)
     if file.suffix == ".deb":
-        if shutil.which("dpkg-deb") is None:
-            raise UserError(
-                f"`dpkg-deb` is needed to read {file.name} and is not installed", "Install the package dpkg."
-            )
+        _need_dpkg(file)
         with (
             subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE) as process,
             tarfile.open(fileobj=process.stdout, mode="r|") as tar,
@@ -117,6 +114,19 @@ def members(file: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     else:
         with tarfile.open(file, mode="r|gz") as tar:
             yield from _matching(tar, wanted)
+
+
+def unpack(file: Path, folder: Path) -> Path:
+    """All of a Debian package under a folder, links as links; what was in it before goes. Returns the folder."""
+    _need_dpkg(file)
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["dpkg-deb", "--extract", str(file), str(folder)], check=True)
+    return folder
+
+
+def _need_dpkg(file: Path) -> None:
+    if shutil.which("dpkg-deb") is None:
+        raise UserError(f"`dpkg-deb` is needed to read {file.name} and is not installed", "Install the package dpkg.")
 
 
 def _matching(tar: tarfile.TarFile, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:

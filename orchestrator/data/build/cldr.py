@@ -12,21 +12,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.data.build.archives import members
+from orchestrator.data.build.captions import Annotation
 
 VARIATION_SELECTOR = "\ufe0f"
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What CLDR says of one character sequence in one language."""
-
-    name: str
-    keywords: tuple[str, ...]
 
 
 def strip_variation(text: str) -> str:

@@ -4,8 +4,7 @@
 left out. `emoji-all` is everything drawn under a licence that asks for attribution at most (OpenMoji and EmojiOne
 v1 ask for more: they are share-alike).
 
-English captions are in the samples. `captions.parquet` holds every language once per concept, one row group a
-language, with the columns concept, lang, name, keywords; its rows belong to samples by `concept`.
+English captions are in the samples, every language in `captions.parquet`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.build import Builder, cldr
+from orchestrator.data.build import Builder, captions, cldr
 from orchestrator.data.build.archives import Archive, members
 from orchestrator.data.build.icons import IconSet, rasterise, to_webp
 from orchestrator.data.build.notice import notice
-from orchestrator.data.build.shards import file_sha256, shuffled, to_json, write_shards
+from orchestrator.data.build.shards import shuffled, to_json, write_shards
 
 IMAGE_SIZE = 64
 """Side in pixels."""
@@ -152,33 +151,6 @@ def read_categories(file: Path) -> dict[str, tuple[str, str]]:
     return categories(found["package/meta/groups.json"], found["package/en/data.json"])
 
 
-def write_captions(
-    path: Path, concepts: Mapping[str, str], locales: Mapping[str, Mapping[str, cldr.Annotation]]
-) -> dict[str, int]:
-    """Write `captions.parquet`, rows by language, then concept; returns rows per language, where there are any.
-
-    `concepts`: character sequence -> concept id.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        {"concept": pa.string(), "lang": pa.string(), "name": pa.string(), "keywords": pa.list_(pa.string())}
-    )
-    rows_of = {}
-    with pq.ParquetWriter(path, schema, compression="zstd", compression_level=12) as writer:
-        for lang, texts in locales.items():
-            rows = [
-                {"concept": concept, "lang": lang, "name": texts[char].name, "keywords": list(texts[char].keywords)}
-                for concept, char in sorted((concept, char) for char, concept in concepts.items())
-                if char in texts
-            ]
-            if rows:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows_of[lang] = len(rows)
-    return rows_of
-
-
 def write(
     styles: Sequence[str],
     choose: Callable[[Sequence[Drawing]], Sequence[Drawing]],
@@ -208,8 +180,8 @@ def write(
         samples.append(_sample(drawing, to_webp(image), english[drawing.char], ids, labels))
     shards = write_shards(folder, prefix, samples, len(samples), largest)
     concepts = {drawing.char: ids[drawing.char] for drawing in kept}
-    captions = folder / "captions.parquet"
-    rows_of = write_captions(captions, concepts, locales)
+    table = folder / captions.NAME
+    rows_of = captions.write_captions(table, concepts, locales)
     archives = {**{style: STYLES[style] for style in styles}, **TEXTS}
     (folder / "NOTICE").write_text(notice(prefix, archives.values(), CHANGES), encoding="utf-8")
     return {
@@ -220,14 +192,8 @@ def write(
         "styles": dict(sorted(Counter(drawing.style for drawing in kept).items())),
         "categories": len({labels.get(char, OTHER)[0] for char in concepts}),
         "subcategories": len({labels.get(char, OTHER)[1] for char in concepts}),
-        "languages": rows_of,
         "shards": shards,
-        "captions": {
-            "name": captions.name,
-            "rows": sum(rows_of.values()),
-            "bytes": captions.stat().st_size,
-            "sha256": file_sha256(captions),
-        },
+        **captions.facts(table, rows_of),
     }
 
 
@@ -238,7 +204,7 @@ OTHER = ("other", "other")
 def _sample(
     drawing: Drawing,
     image: bytes,
-    english: cldr.Annotation,
+    english: captions.Annotation,
     ids: Mapping[str, str],
     labels: Mapping[str, tuple[str, str]],
 ) -> dict[str, bytes]:
