@@ -64,7 +64,7 @@ def do(
     on_block(done, len(one.blocks))
     if not missing:
         return None
-    finished = _spread if resources.workers > 1 else _here
+    finished = _spread if resources.workers > 1 and len(missing) > 1 else _here
     for _ in finished(one, missing, parts, resources, should_stop):
         done += 1
         on_block(done, len(one.blocks))

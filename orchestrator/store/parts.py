@@ -31,12 +31,15 @@ class Parts:
         self.storage.put(self._key(name, block), hashlib.sha256(data).digest() + data)
 
     def find(self, name: str, block: int) -> bytes | None:
-        """What pass `name` made of a block; None if that is not there or torn."""
+        """What pass `name` made of a block; None if that is not there or torn (then it goes)."""
         try:
             found = self.storage.get(self._key(name, block))
         except FileNotFoundError:
             return None
-        return found[DIGEST:] if hashlib.sha256(found[DIGEST:]).digest() == found[:DIGEST] else None
+        if hashlib.sha256(found[DIGEST:]).digest() != found[:DIGEST]:
+            self.storage.delete(self._key(name, block))
+            return None
+        return found[DIGEST:]
 
     def get(self, name: str, block: int) -> bytes:
         """The same where it must be there; OrchError if it is not."""
