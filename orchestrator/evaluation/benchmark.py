@@ -310,9 +310,11 @@ def draws(answers: Sequence[Answers], main: str, samples: int, seed: int, name: 
 
 
 def aggregates(groups: Mapping[str, Sequence[str]], there: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(name, sets) of each mean that these sets allow: those named whose sets are all there, and of what is there."""
+    """(name, sets) of each mean that these sets allow: those named whose sets are all there, and that of what is
+    there, where it has no name.
+    """
     for name, keys in groups.items():
         if set(keys) <= set(there):
             yield name, tuple(keys)
-    if there:
+    if there and set(there) not in map(set, groups.values()):
         yield f"mean_of_{len(there)}", tuple(there)

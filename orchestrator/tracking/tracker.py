@@ -117,7 +117,7 @@ class Tracker:
                 "name": i["name"],
                 "digest": str(i["content_digest"])[:MAX_DIGEST],
                 "source": {"store": self.store_url, "artifact": f"{i['kind']}/{i['fingerprint']}"},
-                "context": "training" if node.kind != "evaluate" else "evaluation",
+                "context": "evaluation" if node.kind in ("evaluate", "benchmark") else "training",
             }
             for i in inputs
             if i["artifact"] == "Dataset"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
@@ -30,6 +33,7 @@ from orchestrator.plan.compile import External, compile
 from orchestrator.plan.types import Resources
 from orchestrator.recipe.errors import RecipeError
 from orchestrator.recipe.load import load
+from orchestrator.report.benchmark import Benchmark, render
 from orchestrator.stages import KINDS
 from orchestrator.stages.benchmark import run as runner
 from orchestrator.stages.benchmark.config import BenchmarkStage
@@ -151,6 +155,18 @@ def test_means_are_of_main_figures_and_called_what_they_are(stage, sets):
     (pair,) = found["compared"]
     assert (pair["model"], pair["against"]) == (1, 0)
     assert pair["means"]["mean_of_4"]["high"] < 0
+
+
+def test_the_tables_of_a_report_hold_every_task_and_say_what_is_other_than_the_benchmark(stage, sets):
+    out, _, _ = stage(sets, tasks="datacomp38", missing="skip")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(render(Benchmark(["fine", "coarse"], record(out))))
+    text = console.file.getvalue()
+    assert "mean of 4" in text
+    assert re.search(r"GeoDE +acc_wg +12 +- +83\.3", text)
+    assert re.search(r"CIFAR-10 +acc1 +18 +10\.0 +100\.0", text)
+    assert "34 of 38 sets were not there: vtab/caltech101" in text
+    assert "cifar10 18 instead of 10,000" in " ".join(text.split())
 
 
 def test_results_are_written_in_datacomps_shape_too(stage, sets):

@@ -33,6 +33,7 @@ class Section:
 
 SECTIONS = (
     Section("Results", ("evaluate",), "results:show"),
+    Section("Benchmarks", ("benchmark",), "benchmark:show"),
     Section("What the models retrieve", ("evaluate",), "retrieval:show"),
     Section("Training", ("pretrain", "distill", "finetune"), "training:show"),
     Section("Embeddings", ("embed",), "embeddings:show"),
