@@ -28,6 +28,7 @@ from evaluation_toy import PREPROCESS, ToyModel, tokenize
 
 from orchestrator.data import source
 from orchestrator.errors import DataError, UserError
+from orchestrator.evaluation.benchmark import METRICS
 from orchestrator.evaluation.datacomp import TASKS
 from orchestrator.plan.compile import External, compile
 from orchestrator.plan.types import Resources
@@ -334,3 +335,10 @@ def test_smoke_looks_at_few_samples_of_the_sets_that_are_there(stage, sets, tmp_
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         BenchmarkStage.model_validate({"models": ["a"], "path": "/data"} | wrong)
+
+
+def test_the_page_lists_the_table_of_tasks_and_every_figure():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    rows = [f"| {task.name} | `{task.key}` | {task.size:,} | `{task.metric}` |" for task in TASKS]
+    assert [row for row in rows if row not in page] == []
+    assert [name for name in METRICS if name.partition("@")[0] not in page] == []
