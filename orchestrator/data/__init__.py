@@ -5,4 +5,4 @@ INDEX_VERSION = 3
 TRANSFORMS_VERSION = 2
 """Raised when the same settings give other pixels or tokens. 2: JPEG in training (data/jpeg.py)."""
 READ_RULE_VERSION = 1
-"""Version of the rule by which `read: auto` chooses between block and exact shuffling."""
+"""Raised when `read: auto` chooses otherwise (data/read.py), or an order of samples changes."""

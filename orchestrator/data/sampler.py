@@ -15,12 +15,15 @@ from orchestrator.data.draws import integer
 ROUNDS = 8
 
 
-def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where an epoch's positions [n] (each below `size`) land: [n] int64, a bijection of range(size)."""
+def permute(positions: np.ndarray, size: int, seed: int, epoch: int, what: str = "order") -> np.ndarray:
+    """Where an epoch's positions [n] (each below `size`) land: [n] int64, a bijection of range(size).
+
+    `what` names the permutation among those of an epoch.
+    """
     if size == 1:
         return np.zeros(len(positions), np.int64)
     half = ((size - 1).bit_length() + 1) // 2
-    keys = [integer(seed, "order", epoch, number) & (2**64 - 1) for number in range(ROUNDS)]
+    keys = [integer(seed, what, epoch, number) & (2**64 - 1) for number in range(ROUNDS)]
     values = _feistel(positions.astype(np.uint64), half, keys)
     outside = np.flatnonzero(values >= size)
     while outside.size:

@@ -15,14 +15,16 @@ from PIL.Image import Image
 from torch import Tensor
 
 from orchestrator.data import jpeg
-from orchestrator.data.captions import CaptionPolicy, choose
+from orchestrator.data.captions import CaptionPolicy, compose
 from orchestrator.data.dataset import Caption
-from orchestrator.data.draws import uniforms
+from orchestrator.data.draws import NUM_DRAWS, uniforms
 from orchestrator.data.preprocess import Preprocess, Tokenizer, composite, load
 from orchestrator.data.transforms import Augment, augment, draw
 
 Picture = Image | np.ndarray
 """A decoded image: a JPEG as data/jpeg.py gives it, any other as `preprocess.load` does."""
+
+FIRST = (0.0,) * NUM_DRAWS
 
 
 def num_bytes(picture: Picture) -> int:
@@ -77,9 +79,13 @@ class ViewMaker:
     def captions(self, shown: Sequence[Shown], view: int) -> list[str]:
         """The caption of each sample that a view shows."""
         return [
-            choose(captions, self._captions, uniforms(self._seed, "caption", number, uid, view)[0])
+            self.caption(captions, uniforms(self._seed, "caption", number, uid, view))
             for number, uid, _, captions in shown
         ]
+
+    def caption(self, captions: Sequence[Caption], draws: Sequence[float] = FIRST) -> str:
+        """The caption that is seen by these draws; by default the first that may be drawn."""
+        return compose(captions, self._captions, draws, self._tokenizer.shorten)
 
     def tokens(self, shown: Sequence[Shown], view: int) -> Tensor:
         """One caption of each sample: [B, L] int64, L the longest of them."""

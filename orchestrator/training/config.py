@@ -133,6 +133,11 @@ class TrainSettings(Config):
     """What is done to images in training."""
     captions: CaptionPolicy = CaptionPolicy()
     """Which caption of a sample is seen."""
+    read: Literal["auto", "exact", "block"] = "auto"
+    """Order of the samples: each drawn from all of the data, or blocks of the shards in shuffled order, mixed while
+    they are at hand. `auto`: exact for data of at most 4 GiB of images, and where blocks would save few requests."""
+    loader_processes: Execution[Annotated[int, Field(ge=0)]] = 0
+    """Processes of one worker that read, decode and tokenise. 0: threads of the worker's own process do."""
     max_bad: Execution[MaxBad] = FEW
     """How many samples may have images that cannot be decoded: a count, or a share of the data set's samples. Each is
     counted with its reason and replaced by the next one in the order; one more, and the training fails."""

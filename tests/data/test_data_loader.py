@@ -13,6 +13,7 @@ import torch
 from data_shards import image, make_dataset, sample, write_samples, write_shard
 from PIL import Image
 
+from orchestrator.data import blocks
 from orchestrator.data.bad import Tally
 from orchestrator.data.batch import Batch, Views
 from orchestrator.data.captions import CaptionPolicy
@@ -46,6 +47,15 @@ SETTINGS = {
 }
 
 
+ORDERS = pytest.mark.parametrize("read", ["exact", "block"])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Of a few samples each, so that data of this size have several."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 300)
+
+
 def batches(dataset: Dataset, count: int = 5, **options) -> list[Batch]:
     with Loader(dataset, **{**SETTINGS, **options}) as loader:
         return list(itertools.islice(loader, count))
@@ -64,15 +74,17 @@ def test_batches_have_the_views_asked_for(dataset):
     assert not torch.equal(batch.images[0], batch.images[1])
 
 
+@ORDERS
 @pytest.mark.parametrize("options", [{"threads": 3}, {"cache_bytes": 0}, {"cache_bytes": 1500, "threads": 2}])
-def test_threads_and_cache_do_not_change_what_is_seen(dataset, options):
-    assert all(map(same, batches(dataset, 9), batches(dataset, 9, **options)))
+def test_threads_and_cache_do_not_change_what_is_seen(dataset, options, read):
+    assert all(map(same, batches(dataset, 9, read=read), batches(dataset, 9, read=read, **options)))
 
 
+@ORDERS
 @pytest.mark.parametrize("size", [2, 4])
-def test_the_parts_of_all_ranks_are_the_global_batch(dataset, size):
-    whole = batches(dataset)
-    parts = [batches(dataset, rank=rank, size=size) for rank in range(size)]
+def test_the_parts_of_all_ranks_are_the_global_batch(dataset, size, read):
+    whole = batches(dataset, read=read)
+    parts = [batches(dataset, read=read, rank=rank, size=size) for rank in range(size)]
     for number, batch in enumerate(whole):
         ranks = [part[number] for part in parts]
         assert batch.uids == tuple(uid for rank in ranks for uid in rank.uids)
@@ -85,9 +97,11 @@ def test_the_parts_of_all_ranks_are_the_global_batch(dataset, size):
             assert torch.equal(batch.tokens[view], torch.cat(padded))
 
 
+@ORDERS
 @pytest.mark.parametrize("start", [1, 3, 7])
-def test_starting_anywhere_gives_what_would_have_come(dataset, start):
-    assert all(map(same, batches(dataset, 10)[start:], batches(dataset, 10 - start, start=start * BATCH)))
+def test_starting_anywhere_gives_what_would_have_come(dataset, start, read):
+    whole = batches(dataset, 10, read=read)
+    assert all(map(same, whole[start:], batches(dataset, 10 - start, read=read, start=start * BATCH)))
 
 
 def test_an_epoch_shows_every_sample_once_and_the_next_one_otherwise(dataset):
@@ -130,11 +144,12 @@ def test_an_undecodable_sample_stops_training_and_is_named(damaged):
         batches(damaged, 7)
 
 
+@ORDERS
 @pytest.mark.parametrize("options", [{"threads": 3}, {"cache_bytes": 0}])
-def test_bad_samples_within_the_limit_are_replaced_the_same_way_by_everybody(damaged, options):
-    allowed = batches(damaged, 7, tally=Tally("pets", 28, 2))
-    assert all(map(same, allowed, batches(damaged, 7, tally=Tally("pets", 28, 2), **options)))
-    halves = [batches(damaged, 7, tally=Tally("pets", 28, 2), rank=rank, size=2) for rank in range(2)]
+def test_bad_samples_within_the_limit_are_replaced_the_same_way_by_everybody(damaged, options, read):
+    allowed = batches(damaged, 7, read=read, tally=Tally("pets", 28, 2))
+    assert all(map(same, allowed, batches(damaged, 7, read=read, tally=Tally("pets", 28, 2), **options)))
+    halves = [batches(damaged, 7, read=read, tally=Tally("pets", 28, 2), rank=rank, size=2) for rank in range(2)]
     assert [b.uids for b in allowed] == [(*a.uids, *b.uids) for a, b in zip(*halves)]
     bad = {s.uid for s in damaged.read(range(len(damaged))) if "broken" in s.captions[0].text}
     seen = {uid for batch in allowed for uid in batch.uids}
@@ -230,6 +245,20 @@ def test_stored_views_decide_what_is_seen_and_come_with_their_features(dataset):
         for uid, number in zip(batch.uids, numbers):
             views[uid].append(number)
     assert {number for seen in views.values() for number in seen} == {0, 1, 2}
+
+
+def test_blocks_are_read_once_an_epoch_and_forgotten(photographs, monkeypatch):
+    """Ranges of the shard, whatever the batch; held are the windows at hand."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(blocks, "MIXED", 4)
+    epochs, size = 4, len(photographs)
+    with Loader(photographs, **{**SETTINGS, "batch": 20}, read="block") as loader:
+        held = []
+        for _ in itertools.islice(loader, epochs * size // 20):
+            held.append(sum(len(part.result()) for parts in loader._maker._ahead._held.values() for part in parts))
+        _, requests = loader.traffic
+    assert epochs * size <= requests <= (epochs + 1) * size
+    assert max(held) < 2 * size / 3  # six batches are under way
 
 
 def test_the_order_with_stored_views_is_that_without(dataset):
