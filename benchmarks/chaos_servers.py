@@ -126,9 +126,8 @@ def mlflow(folder: Path) -> Server:
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     url = f"http://127.0.0.1:{port}"
-    return Server(
-        "mlflow", command, folder, url, lambda: _answers(f"{url}/health"), {"MLFLOW_DISABLE_TELEMETRY": "true"}
-    )
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return Server("mlflow", command, folder, url, lambda: _answers(f"{url}/health"), quiet)
 
 
 def _answers(url: str) -> bool:

@@ -19,6 +19,7 @@ from orchestrator.errors import OrchError
 from orchestrator.report.graph import lanes
 from orchestrator.report.page import NAME, page
 from orchestrator.report.plots import MOST_POINTS, Curve, curves, thinned
+from orchestrator.report.sections.training import over_all
 from orchestrator.report.writer import PageWriter
 from orchestrator.store.artifacts import Store
 
@@ -139,7 +140,20 @@ def test_it_shows_stages_results_curves_samples_drops_and_lineage(lab):
 
 def test_the_cost_of_a_model_counts_what_it_was_made_from_once(lab):
     read = Reader(full(lab).page())  # each stage: 2 CPUs for a minute; a model stands on clean and pairs
-    assert "teacher 5.46 M 0.72 M 50 2 CPU min 6 CPU min" in read.text
+    assert "teacher 5.46 M 0.72 M 2 CPU min 6 CPU min" in read.text
+
+
+@pytest.mark.parametrize(
+    ("speeds", "waits", "expected"),
+    [
+        ([], [], (None, None)),
+        ([(100, 50.0), (200, 50.0)], [(100, 0.5), (200, 0.1)], (50.0, 0.3)),
+        ([(100, 10.0), (200, 100.0)], [(100, 0.9), (200, 0.0)], (200 / 11, 9 / 11)),  # a slow start counts by its time
+        ([(100, 100.0)], [], (100.0, 0.0)),
+    ],
+)
+def test_speed_and_waiting_of_a_training_are_those_of_all_its_time(speeds, waits, expected):
+    assert over_all({"samples_per_s": speeds, "data_wait_share": waits}) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("where", ["caption", "stage", "recipe", "log", "reason"])

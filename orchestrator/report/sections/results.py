@@ -52,18 +52,10 @@ def _models(run: RunRecord, scores: Scores, made: dict[int, Manifest | None], se
                 row.name,
                 words.millions(row.figures["parameters"]),
                 words.millions(row.figures["parameters_without_token_table"]),
-                "" if row.samples_per_s is None else words.count(row.samples_per_s),
                 *costs,
             ]
         )
-    columns = (
-        "model",
-        "parameters",
-        "without token table",
-        "training samples/s",
-        "cost of its training",
-        "with all it was made from",
-    )
+    columns = ("model", "parameters", "without token table", "cost of its training", "with all it was made from")
     return Table(columns, rows, title=f"{several}Models")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from statistics import median
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 from orchestrator.report import words
 from orchestrator.report.blocks import Block, Fold, Plot, Plots, Table
@@ -47,10 +47,8 @@ def _row(stage: StageRecord) -> list[str]:
     manifest = stage.manifest
     assert manifest is not None
     summary, metrics = manifest.summary, manifest.metrics
-    speeds = [value for _, value in stage.curves.get("samples_per_s", [])]
-    waits = [value for _, value in stage.curves.get("data_wait_share", [])]
-    speed = median(speeds) if speeds else metrics.get("samples_per_s")
-    wait = median(waits) if waits else metrics.get("data_wait_share")
+    speed, wait = over_all(stage.curves)
+    speed, wait = speed or metrics.get("samples_per_s"), metrics.get("data_wait_share") if wait is None else wait
     epochs = summary.get("epochs")
     seen = words.count(summary["samples"]) if "samples" in summary else ""
     workers = summary.get("workers", 1)
@@ -69,6 +67,20 @@ def _row(stage: StageRecord) -> list[str]:
         words.millions(metrics["parameters"]) if "parameters" in metrics else "",
         ", ".join(filter(None, facts)),
     ]
+
+
+def over_all(curves: Mapping[str, list[tuple[int, float]]]) -> tuple[float | None, float | None]:
+    """Samples a second and the share of time waiting for data over a whole training: what its reports say of their
+    parts, each by the time it took; None where nothing was reported.
+    """
+    speeds, waits = curves.get("samples_per_s", []), dict(curves.get("data_wait_share", []))
+    samples = waited_s = elapsed_s = 0.0
+    for (before, _), (at, speed) in pairwise([(0, 0.0), *speeds]):
+        if speed > 0:
+            took_s = (at - before) / speed
+            samples, elapsed_s = samples + at - before, elapsed_s + took_s
+            waited_s += waits.get(at, 0.0) * took_s
+    return (samples / elapsed_s, waited_s / elapsed_s) if elapsed_s else (None, None)
 
 
 def _plot(stages: list[StageRecord], metric: str) -> Plot:
