@@ -6,6 +6,8 @@ import io
 import json
 import re
 import sys
+import tarfile
+from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +28,10 @@ from data_benchmark import (
 )
 from evaluation_toy import PREPROCESS, ToyModel, tokenize
 
+from orchestrator import submit
 from orchestrator.data import source
+from orchestrator.data.sets import SETS
+from orchestrator.engine.local import LocalExecutor
 from orchestrator.errors import DataError, UserError
 from orchestrator.evaluation.benchmark import METRICS
 from orchestrator.evaluation.datacomp import TASKS
@@ -35,10 +40,11 @@ from orchestrator.plan.types import Resources
 from orchestrator.recipe.errors import RecipeError
 from orchestrator.recipe.load import load
 from orchestrator.report.benchmark import Benchmark, render
+from orchestrator.report.summary import reports
 from orchestrator.stages import KINDS
 from orchestrator.stages.benchmark import run as runner
 from orchestrator.stages.benchmark.config import BenchmarkStage
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import Handle, Store
 
 MODELS = {"fine": ToyModel(), "coarse": ToyModel(200)}
 FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
@@ -342,3 +348,45 @@ def test_the_page_lists_the_table_of_tasks_and_every_figure():
     rows = [f"| {task.name} | `{task.key}` | {task.size:,} | `{task.metric}` |" for task in TASKS]
     assert [row for row in rows if row not in page] == []
     assert [name for name in METRICS if name.partition("@")[0] not in page] == []
+
+
+def sample_set(number: int) -> list[dict[str, bytes]]:
+    """The first samples of the built-in set, as (image, caption)."""
+    with tarfile.open(SETS["emoji"] / "emoji-00000.tar") as tar:
+        read = {member.name: tar.extractfile(member).read() for member in tar}
+    keys = [name.removesuffix(".webp") for name in read if name.endswith(".webp")][:number]
+    return [{"webp": read[f"{key}.webp"], "txt": read[f"{key}.txt"]} for key in keys]
+
+
+def test_a_submitted_recipe_scores_real_networks_on_drawings_and_is_then_there(tmp_path):
+    drawings = sample_set(24)
+    names = sorted({drawing["txt"].decode() for drawing in drawings})
+    labels = [{"webp": d["webp"], "cls": str(names.index(d["txt"].decode())).encode()} for d in drawings]
+    texts = {"classnames.txt": "\n".join(names), "zeroshot_classification_templates.txt": "{c}\na drawing of {c}\n"}
+    write_set(tmp_path / "sets" / "wds_drawings_test", labels, texts)
+    write_set(tmp_path / "sets" / "drawn-pairs", drawings, {"dataset_type.txt": "retrieval"})
+    model = "random:open_clip:ViT-B-32/openai"
+    body = {"kind": "benchmark", "models": [model, model], "path": "sets", "tasks": ["drawings", "drawn-pairs"]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"name": "scored", "stages": {"scores": body | {"bootstrap": 20}}}))
+
+    def states(**asked):
+        store = str(tmp_path / "store")
+        result = submit(recipe, store=store, tracking=False, quiet=True, executor=LocalExecutor(), **asked)
+        return {name: status.state for name, status in result.stages.items()}, result
+
+    with chdir(tmp_path):
+        first, result = states()
+        assert first == {"scores": "done"}
+        assert states()[0] == {"scores": "cached"}
+    store = Store.open(str(tmp_path / "store"))
+    found = json.loads(Handle(store, result.manifests["scores"]).read("benchmark.json"))
+    one, other = found["models"]
+    assert one["tasks"] == other["tasks"]  # the same network
+    assert 0 <= one["tasks"]["drawings"]["value"] < 0.5  # that has learnt nothing
+    assert one["tasks"]["drawn-pairs"]["low"] <= one["tasks"]["drawn-pairs"]["value"]
+    assert [task["size"] for task in found["tasks"]] == [24, 24]
+    (shown,) = reports(result.manifests, store, 100)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(shown.tables)
+    assert "drawn-pairs" in console.file.getvalue()
