@@ -7,6 +7,7 @@ from orchestrator.recipe.schema import Table
 METHODS = Table(
     "method",
     {
+        "captioner": "orchestrator.methods.captioner.config:Captioner",
         "clip": "orchestrator.methods.clip.config:Clip",
         "tinyclip": "orchestrator.methods.tinyclip.config:TinyCLIP",
     },

@@ -4,7 +4,7 @@ No torch.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from orchestrator.models.config import ModelSpec
 from orchestrator.recipe.schema import Config
@@ -21,3 +21,10 @@ class MethodConfig(Config):
     def capabilities(self, model: ModelSpec) -> frozenset[str]:
         """What the Model that comes out of training this shape can do. Default: what the shape can do."""
         return model.capabilities
+
+    def check(self, model: ModelSpec) -> None:
+        """ValueError where it cannot train a model of this shape. Default: it can."""
+
+    def smoke(self) -> Self:
+        """These options for a CPU-sized model of the same kind (`ModelSpec.smoke`). Default: the same."""
+        return self

@@ -91,6 +91,11 @@ def context_length(config: Mapping[str, Any]) -> int:
     return config["text_cfg"].get("context_length", 77)
 
 
+def vocab_size(config: Mapping[str, Any]) -> int:
+    """Number of token ids."""
+    return config["text_cfg"].get("vocab_size", 49408)
+
+
 def small(config: Mapping[str, Any]) -> dict[str, Any]:
     """A CPU-sized configuration of the same kind (ResNet or ViT image tower), vocabulary and context.
 

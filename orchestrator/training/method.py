@@ -15,7 +15,7 @@ extracts features and clusters; A-CLIP asks for three image views with boxes and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from orchestrator.data.embeddings import StoredViews
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.models.depth import depths
 from orchestrator.models.interface import Model
+from orchestrator.models.open_clip_bridge import create
 from orchestrator.recipe.schema import Config
 from orchestrator.training.flops import step_flops
 from orchestrator.training.types import Batch, Group, Phase, Views, World
@@ -61,6 +62,9 @@ class Build:
         preprocess, tokenizer: the model's; `teacher_preprocess`, `teacher_tokenizer`: the teacher's. A method whose
             teacher sees the student's batch refuses the pairs that do not fit.
         stored: the teacher's features where they were computed before the training; `teacher` is None then.
+        inherited: whether `model` has weights of the stage's `init`.
+        captions: at most so many captions of the training data, the same ones each time, spread over all of it: for a
+            method that prepares itself by what they speak of.
     """
 
     model: Model
@@ -74,6 +78,8 @@ class Build:
     teacher_preprocess: Preprocess | None = None
     teacher_tokenizer: Tokenizer | None = None
     stored: StoredViews | None = None
+    inherited: bool = False
+    captions: Callable[[int], Sequence[str]] | None = None
 
 
 class Method(nn.Module):
@@ -87,6 +93,16 @@ class Method(nn.Module):
         self.config = config
         self.world = build.world
         self.model = build.model
+
+    @classmethod
+    def make_model(cls, config: Any, shape: Mapping[str, Any], seed: int) -> Model:
+        """The model to train, its weights drawn from `seed`, on the CPU. Default: the CLIP that `shape` describes.
+
+        Args:
+            config: the method's options.
+            shape: the open_clip configuration of `model:`.
+        """
+        return create(shape, seed=seed)
 
     def phases(self, total_samples: int) -> Sequence[Phase]:
         """What is trained, for how long: consecutive shares of the training. Default: one phase, everything."""
