@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import options
+from orchestrator.cli.show import is_dataset
 
 if TYPE_CHECKING:
     from orchestrator.store.compare import Comparison, Difference, RunComparison
@@ -43,6 +44,10 @@ def compare(a: str, b: str, as_json: bool, store: str | None) -> None:
     else:
         artifacts = compare_artifacts(one, other, opened.find, KINDS)
         click.echo(json.dumps(artifacts.to_json(), indent=1)) if as_json else _artifacts(artifacts)
+        if not as_json and not artifacts.same_content and is_dataset(one) and is_dataset(other):
+            from orchestrator.cli.dataset import compare_samples
+
+            compare_samples(opened, one, other)
 
 
 def _artifacts(found: Comparison) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "cancel": ("orchestrator.cli.status:cancel", "Ask a run to checkpoint and stop."),
     "show": ("orchestrator.cli.show:show", "A run, an artifact, its lineage; methods; the recipe's schema."),
     "compare": ("orchestrator.cli.compare:compare", "What differs between two runs or artifacts, field by field."),
+    "fetch": ("orchestrator.cli.fetch:fetch", "Copy an artifact's files out of the store."),
     "keep": ("orchestrator.cli.keep:keep", "Name a run or an artifact that must stay."),
     "gc": ("orchestrator.cli.gc:gc", "What nobody needs any more; --delete it, --verify the rest."),
     "report": ("orchestrator.cli.report:report", "One HTML page of a run: stages, curves, results, data, lineage."),

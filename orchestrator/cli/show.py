@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 @click.option("--lineage", is_flag=True, help="What it was made from, back to the data, and everything made of it.")
 @click.option("--diff", is_flag=True, help="The uncommitted changes of the code that made it.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: the manifest, or with --lineage nodes and edges.")
+@click.option("--sheet", type=click.Path(dir_okay=False), help="Of a data set: write a contact sheet (PNG) here.")
 @options.store
-def show(what: str, lineage: bool, diff: bool, as_json: bool, store: str | None) -> None:
+def show(what: str, lineage: bool, diff: bool, as_json: bool, sheet: str | None, store: str | None) -> None:
     """WHAT is a run (its id, `last`), a stage, RUN/STAGE, a fingerprint's beginning, a kept name, or something
     external (a data set's source, its content digest, `open_clip:...`); or `methods`, `schema`, or a stage kind,
     method, operator or task (`orch show distill`), for what can be written there.
@@ -58,10 +59,40 @@ def show(what: str, lineage: bool, diff: bool, as_json: bool, store: str | None)
         _run(found, as_json)
     elif diff:
         _diff(found)
+    elif sheet is not None:
+        _sheet(opened, found, sheet)
     elif as_json:
         click.echo(found.to_json().decode())
     else:
         _artifact(found)
+        if is_dataset(found):
+            from orchestrator.cli.dataset import describe
+
+            describe(opened, found)
+
+
+def _sheet(store: Store, found: Manifest, path: str) -> None:
+    from orchestrator.errors import UserError
+
+    if not is_dataset(found):
+        raise UserError(f"{found.kind} '{found.stage}' is not a data set", "a contact sheet shows samples of one")
+    from pathlib import Path
+
+    from orchestrator.data.dataset import Dataset
+    from orchestrator.report import contact_sheet
+    from orchestrator.store.artifacts import Handle
+
+    contact_sheet.write(Dataset.open(Handle(store, found)), Path(path))
+    click.echo(path)
+
+
+def is_dataset(manifest: Manifest) -> bool:
+    """Whether an artifact is a Dataset."""
+    from orchestrator.recipe.schema import Dataset
+    from orchestrator.stages import KINDS
+
+    outputs = getattr(KINDS.get(manifest.kind), "outputs", {})
+    return outputs.get("default") is Dataset
 
 
 def _external(store: Store, what: str, as_json: bool, unknown: UserError) -> None:

@@ -258,6 +258,11 @@ class Dataset:
         """Rows of the tables, selected or not."""
         return len(self._tables)
 
+    @property
+    def shards(self) -> Sequence[tuple[str, int]]:
+        """Names and sizes in bytes of the shards that the tables speak of."""
+        return [(name, size) for name, size in self._tables.description["shards"]]
+
     def blocks(self, most: int = BLOCK_ROWS) -> list[tuple[int, int]]:
         """The tables' rows as ranges [start, stop), each within one shard and of `most` rows at most, in order."""
         bounds = self._tables.shard_bounds.tolist()

@@ -76,7 +76,7 @@ def draw(gallery: Gallery, found: Sequence[Found], dataset: Dataset, seed: int, 
     num_found = sum(_is_found(gallery, found, text) for text in chosen)
     note = f"Drawn at random: {num_found} captions that some model gets right within {TOP}"
     note += f", {len(chosen) - num_found} that none does." if num_found < len(chosen) else "."
-    pen.text((MARGIN, image.height - 32), f"{note}  Framed: right.", GREY, _font(12))
+    pen.text((MARGIN, image.height - 32), f"{note}  Framed: right.", GREY, font(12))
     image.save(path, optimize=True)
 
 
@@ -106,14 +106,14 @@ def _right_within(gallery: Gallery, model: Found) -> float:
 def _head(pen: ImageDraw.ImageDraw, gallery: Gallery, found: Sequence[Found]) -> None:
     """Title and column heads: the models, with how often they are right in the whole gallery."""
     place = f"{gallery.split}, {gallery.style}" if gallery.style else gallery.split
-    pen.text((MARGIN, 16), f"Text to image among {len(gallery.rows):,} ({place})", INK, _font(17, bold=True))
-    pen.text((MARGIN, 64), "caption", GREY, _font(12))
-    pen.text((LEFT - MARGIN - THUMB, 64), "its image", GREY, _font(12))
+    pen.text((MARGIN, 16), f"Text to image among {len(gallery.rows):,} ({place})", INK, font(17, bold=True))
+    pen.text((MARGIN, 64), "caption", GREY, font(12))
+    pen.text((LEFT - MARGIN - THUMB, 64), "its image", GREY, font(12))
     for number, model in enumerate(found):
         share = _right_within(gallery, model)
-        font = _font(15, bold=True)
-        pen.text((_left(number), 44), _fitted(pen, model.name, font, BLOCK), INK, font)
-        pen.text((_left(number), 64), f"right within {TOP}: {100 * share:.1f}%", GREY, _font(12))
+        heavy = font(15, bold=True)
+        pen.text((_left(number), 44), fitted(pen, model.name, heavy, BLOCK), INK, heavy)
+        pen.text((_left(number), 64), f"right within {TOP}: {100 * share:.1f}%", GREY, font(12))
 
 
 def _left(number: int) -> int:
@@ -153,25 +153,25 @@ def _thumbs(
 
 def _wrapped(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
     """A caption in at most three lines, the last cut with an ellipsis."""
-    font, lines = _font(14), [""]
+    plain, lines = font(14), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if len(lines) == 3 or not lines[-1] or pen.textlength(longer, font) <= TEXT_WIDTH:
+        if len(lines) == 3 or not lines[-1] or pen.textlength(longer, plain) <= TEXT_WIDTH:
             lines[-1] = longer
         else:
             lines.append(word)
-    pen.multiline_text(at, "\n".join(_fitted(pen, line, font, TEXT_WIDTH) for line in lines), INK, font, spacing=4)
+    pen.multiline_text(at, "\n".join(fitted(pen, line, plain, TEXT_WIDTH) for line in lines), INK, plain, spacing=4)
 
 
-def _fitted(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fitted(pen: ImageDraw.ImageDraw, text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    if pen.textlength(text, font) <= width:
+    if pen.textlength(text, letters) <= width:
         return text
-    kept = next(n for n in range(len(text), -1, -1) if pen.textlength(f"{text[:n]}…", font) <= width)
+    kept = next(n for n in range(len(text), -1, -1) if pen.textlength(f"{text[:n]}…", letters) <= width)
     return f"{text[:kept]}…"
 
 
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib carries and which has far more scripts than Pillow's own."""
     import matplotlib
     from PIL import ImageFont
