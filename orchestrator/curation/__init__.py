@@ -7,6 +7,7 @@ OPERATORS = Table(
     {
         "cluster": "orchestrator.curation.cluster:Cluster",
         "dedup": "orchestrator.curation.dedup:Dedup",
+        "generate_captions": "orchestrator.curation.generate_captions:GenerateCaptions",
         "min_size": "orchestrator.curation.min_size:MinSize",
         "select_per_cluster": "orchestrator.curation.select_per_cluster:SelectPerCluster",
     },

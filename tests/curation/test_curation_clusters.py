@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from curation_lab import Ids, block, fit_and_judge, identities, store_features, tldr, tools
+from data_shards import open_store, publish, run_stage, write_samples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +16,12 @@ from orchestrator.curation.cluster import Cluster
 from orchestrator.curation.features import Reduction
 from orchestrator.curation.kmeans import kmeans, nearest
 from orchestrator.curation.select_per_cluster import SelectPerCluster, chosen
+from orchestrator.data import source
+from orchestrator.data.dataset import Dataset
 from orchestrator.errors import StageError, UserError
+from orchestrator.stages.base import Outcome
+from orchestrator.stages.curate.config import CurateStage
+from orchestrator.stages.dataset.config import DatasetStage
 
 
 def groups(count: int, each: int, dims: int = 8, spread: float = 0.05, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -180,3 +188,30 @@ def test_another_seed_chooses_others():
     )
     assert first.sum() == second.sum() == 100
     assert 5 < (first & second).sum() < 50
+
+
+def test_a_stage_clusters_and_keeps_a_share_of_each_cluster(tmp_path):
+    store, folder = open_store(tmp_path / "store"), write_samples(tmp_path / "pets", range(24), 3)
+    source.prepare(str(folder), store)
+    data, _ = run_stage(store, DatasetStage(source=str(folder)), tmp_path, "dataset", "f1")
+    uids = Dataset.open(data).column("uid")
+    features = np.eye(4, dtype=np.float32)[np.arange(23) % 4]
+    store_features(tmp_path / "features", uids[:23], image=features)
+    stored = publish(store, tmp_path / "features", "embed", "e1", Outcome())
+    steps = [
+        {"cluster": {"features": "features", "feature": "image", "clusters": 4}},
+        {"select_per_cluster": {"ratio": 0.5}},
+    ]
+    stage = CurateStage.model_validate({"data": "pairs", "steps": steps})
+    inputs = {"data": data, "steps.0.features": stored}
+    handle, _ = run_stage(store, stage, tmp_path, "curate", "f2", inputs)
+    kept = Dataset.open(handle)
+    place = {uid: n for n, uid in enumerate(Dataset.open(data).uids)}
+    group = np.array([place[uid] % 4 for uid in kept.uids])
+    assert same_partition(group, kept.column("cluster"))
+    assert np.bincount(group).tolist() == [3, 3, 3, 3]  # of 6, 6, 6 and 5
+    report = json.loads(handle.read("report.json"))
+    assert report["steps"][0]["dropped"] == {"cluster: no features": 1}
+    assert report["steps"][0]["counts"]["clusters"] == 4
+    assert report["steps"][1]["counts"] == {"clusters": 4, "clusters of 2 to 9": 4}
+    assert "fitted-0-cluster.safetensors" in handle.manifest.files
