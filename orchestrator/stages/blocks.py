@@ -64,7 +64,8 @@ def do(
     on_block(done, len(one.blocks))
     if not missing:
         return None
-    finished = _spread if resources.workers > 1 and len(missing) > 1 else _here
+    alone = len(missing) == 1 and not resources.gpus  # which are the workers'
+    finished = _spread if resources.workers > 1 and not alone else _here
     for _ in finished(one, missing, parts, resources, should_stop):
         done += 1
         on_block(done, len(one.blocks))
@@ -160,16 +161,23 @@ class _Worker:
 
     def __init__(self, environment: Environment, open: Open, parts: Parts, name: str, threads: int) -> None:
         environment.enter()
-        self._parts, self._name = parts, name
-        self._work = open()
-        if (torch := sys.modules.get("torch")) is not None:
-            torch.set_num_threads(threads)
+        self._open, self._parts, self._name, self._threads = open, parts, name, threads
+        self._work: Work | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Do one block. What it raises travels as a value, or Ray Data would do the block again."""
+        """Do one block. What it raises travels as a value, or Ray Data would do the block again; also what opening
+        raises, which it would wrap so that nobody finds it.
+        """
         block, error = int(batch["block"][0]), b""
         try:
-            self._parts.put(self._name, block, self._work(block))
+            self._parts.put(self._name, block, self._opened()(block))
         except Exception as raised:
             error = pickle.dumps(redact_error(raised))
         return {"block": [block], "error": [error]}
+
+    def _opened(self) -> Work:
+        if self._work is None:
+            self._work = self._open()
+            if (torch := sys.modules.get("torch")) is not None:
+                torch.set_num_threads(self._threads)
+        return self._work
