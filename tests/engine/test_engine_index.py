@@ -1,4 +1,4 @@
-"""Indexing spread over this machine's cores: the same index, and whoever is killed loses the shards in flight alone."""
+"""Indexing spread over this machine's cores: the same index; whoever is killed loses the shards in flight alone."""
 
 from __future__ import annotations
 
