@@ -3,7 +3,7 @@
     <set>/<split>/nshards.txt, 0.tar, 1.tar, ...     of each sample an image and its class (.cls), its captions (.txt,
                                                      one a line) or facts (.npy, a vector of numbers)
     <set>/classnames.txt, zeroshot_classification_templates.txt      one a line; `{c}` is the class name's place
-    <set>/dataset_type.txt                           `retrieval`, `associations`; absent for classification
+    <set>/dataset_type.txt                           `retrieval`, `multilabel`, `associations`; none: classification
     <set>/associations.jsonl                         {"cue", "candidates", "associations"}: keys of images
 
 A split of a set is outside data as a `source:` is (data/source.py). It is written `benchmark:<set>/<split>`, and known
@@ -238,7 +238,7 @@ class BenchmarkSet:
 
     Attributes:
         name: the set's folder.
-        kind: "classification", "retrieval" or "associations".
+        kind: "classification", "multilabel", "retrieval" or "associations".
         digest: of its content.
         classes, templates: of a classification; a template has `{c}` in the class name's place.
         labels: [n] int64 class of each sample, -1 for none.

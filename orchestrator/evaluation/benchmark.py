@@ -1,10 +1,10 @@
 """Benchmark sets as DataComp scores them: a set's questions, a model's answers, and figures of answers.
 
-A set asks one of three kinds of question. Classification: which class, by prompts averaged a class. Retrieval: which
-image belongs to a text, and which text to an image. Associations (WinoGAViL): which k of an item's images go with
-its cue. Answers are small and kept for all models; every figure is a function of answers and of how often each
-question counts: once each for the value, as drawn for its interval. The draws depend on the seed, the set's name and
-its size alone, so differences between models are paired.
+A set asks one of four kinds of question. Classification: which class, by prompts averaged a class; multilabel: which
+classes. Retrieval: which image belongs to a text, and which text to an image. Associations (WinoGAViL): which k of an
+item's images go with its cue. Answers are small and kept for all models. A figure is a function of answers and of how
+often each question counts: once for the value, as drawn for its interval. The draws depend on the seed, the set's name
+and its size alone, so differences between models are paired.
 
 Figures bear the names of DataComp and CLIP_benchmark. Differences: float32, no autocast; equal scores keep the order
 of candidates; a worst group is the worst of those that have samples.
@@ -46,6 +46,20 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class Multilabelled:
+    """Answers where a sample may show several classes: samples [n, C] in falling order of each class's score, and
+    whether a sample shows a class [n, C].
+    """
+
+    kind: ClassVar[str] = "multilabel"
+    order: np.ndarray
+    right: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+
+@dataclass(frozen=True)
 class Retrieved:
     """Answers to a retrieval: rank of each image's best text [n], of each text's image [t], that image [t]."""
 
@@ -72,7 +86,7 @@ class Associated:
         return len(self.jaccard)
 
 
-Answers = Classified | Retrieved | Associated
+Answers = Classified | Multilabelled | Retrieved | Associated
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,44 @@ def questions(data: BenchmarkSet, limit: int | None = None) -> Questions:
 
 
 def _classification(data: BenchmarkSet, limit: int | None) -> Questions:
+    texts, target = _prompts(data), data.labels[:limit]
+    bad = np.flatnonzero((target < 0) | (target >= len(data.classes)))
+    if len(bad):
+        raise DataError(
+            f"{len(bad):,} samples of benchmark set '{data.name}' have no class among its {len(data.classes)}, "
+            f"the first is '{data.keys[bad[0]]}'",
+            "each needs a .cls with the number of a line of classnames.txt, from 0",
+        )
+
+    def answer(encoded: Encoded) -> Classified:
+        rank, chosen = [], []
+        for part, scores in _class_scores(data, texts, len(target), encoded):
+            rank.append(metrics.ranks(scores, target[part]))
+            chosen.append(scores.argmax(axis=1))
+        facts = None if data.facts is None else data.facts[:limit]
+        return Classified(np.concatenate(rank), np.concatenate(chosen), target, len(data.classes), facts)
+
+    return Questions(np.arange(len(target)), texts, answer)
+
+
+def _multilabel(data: BenchmarkSet, limit: int | None) -> Questions:
+    texts = _prompts(data)
+    if data.facts is None or data.facts.shape[1] != len(data.classes):
+        raise DataError(
+            f"samples of benchmark set '{data.name}' do not say which of its {len(data.classes)} classes they show",
+            "each needs a .npy with a 0 or 1 for each line of classnames.txt",
+        )
+    right = data.facts[:limit] > 0
+
+    def answer(encoded: Encoded) -> Multilabelled:
+        scores = np.concatenate([found for _, found in _class_scores(data, texts, len(right), encoded)])
+        return Multilabelled(np.argsort(-scores, axis=0, kind="stable"), right)
+
+    return Questions(np.arange(len(right)), texts, answer)
+
+
+def _prompts(data: BenchmarkSet) -> tuple[str, ...]:
+    """Prompts, class by class; DataError if there are none."""
     wrong = [template for template in data.templates if "{c}" not in template]
     if not data.classes or not data.templates or wrong:
         raise DataError(
@@ -101,29 +153,17 @@ def _classification(data: BenchmarkSet, limit: int | None) -> Questions:
             "a classification needs classnames.txt and zeroshot_classification_templates.txt, one a line; "
             "a retrieval says so in dataset_type.txt",
         )
-    target = data.labels[:limit]
-    bad = np.flatnonzero((target < 0) | (target >= len(data.classes)))
-    if len(bad):
-        raise DataError(
-            f"{len(bad):,} samples of benchmark set '{data.name}' have no class among its {len(data.classes)}, "
-            f"the first is '{data.keys[bad[0]]}'",
-            "each needs a .cls with the number of a line of classnames.txt, from 0",
-        )
-    rows = np.arange(len(target))
-    texts = tuple(template.replace("{c}", name) for name in data.classes for template in data.templates)
+    return tuple(template.replace("{c}", name) for name in data.classes for template in data.templates)
 
-    def answer(encoded: Encoded) -> Classified:
-        weights = metrics.classifier_weights(encoded.of_texts(texts), [len(data.templates)] * len(data.classes))
-        rank, chosen = [], []
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            scores = encoded.scores(encoded.of_rows(rows[part]), weights)
-            rank.append(metrics.ranks(scores, target[part]))
-            chosen.append(scores.argmax(axis=1))
-        facts = None if data.facts is None else data.facts[:limit]
-        return Classified(np.concatenate(rank), np.concatenate(chosen), target, len(data.classes), facts)
 
-    return Questions(rows, texts, answer)
+def _class_scores(
+    data: BenchmarkSet, texts: Sequence[str], size: int, encoded: Encoded
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """(samples, scores [samples, classes]) of the first `size` samples, CHUNK at a time."""
+    weights = metrics.classifier_weights(encoded.of_texts(texts), [len(data.templates)] * len(data.classes))
+    for start in range(0, size, CHUNK):
+        part = slice(start, min(start + CHUNK, size))
+        yield part, encoded.scores(encoded.of_rows(np.arange(part.start, part.stop)), weights)
 
 
 def _retrieval(data: BenchmarkSet, limit: int | None) -> Questions:
@@ -173,6 +213,7 @@ def _associations(data: BenchmarkSet, limit: int | None) -> Questions:
 
 KINDS: Mapping[str, Callable[[BenchmarkSet, int | None], Questions]] = {
     "classification": _classification,
+    "multilabel": _multilabel,
     "retrieval": _retrieval,
     "associations": _associations,
 }
@@ -196,7 +237,7 @@ def jaccard(scores: np.ndarray, right: np.ndarray) -> float:
 
 def accuracy(answers: Classified, times: np.ndarray, k: int) -> float:
     """Top-k accuracy."""
-    return float(times @ (answers.rank <= k) / times.sum())
+    return float(times[answers.rank <= k].sum() / times.sum())
 
 
 def mean_class_recall(answers: Classified, times: np.ndarray) -> float:
@@ -232,11 +273,28 @@ def worst_group(answers: Classified, times: np.ndarray, k: int, without: int | N
     return float((hits[counts] / present[counts]).min())
 
 
+def mean_average_precision(answers: Multilabelled, times: np.ndarray) -> float:
+    """Mean over all classes of their average precision; a class that no sample shows has 0, and counts."""
+    return float(np.mean([average_precision(*pair, times) for pair in zip(answers.order.T, answers.right.T)]))
+
+
+def average_precision(order: np.ndarray, right: np.ndarray, times: np.ndarray) -> float:
+    """Mean over the right ones of the share of right ones down to them, not interpolated.
+
+    Args:
+        order: [n] samples from the highest score down.
+        right: [n] by sample.
+    """
+    hits = np.repeat(right[order], times[order].astype(int))
+    shares = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(shares[hits].sum() / max(hits.sum(), 1))
+
+
 def recall(answers: Retrieved, times: np.ndarray, k: int, of_texts: bool) -> float:
     """Recall at k: share of texts whose image, or of images one of whose texts, is among the k highest."""
     weights = times[answers.owner] if of_texts else times
     rank = answers.of_text if of_texts else answers.of_image
-    return float(weights @ (rank <= k) / weights.sum())
+    return float(weights[rank <= k].sum() / weights.sum())
 
 
 def mean_recall(answers: Retrieved, times: np.ndarray) -> float:
@@ -247,7 +305,7 @@ def mean_recall(answers: Retrieved, times: np.ndarray) -> float:
 def mean_jaccard(answers: Associated, times: np.ndarray, least: int, most: int) -> float:
     """Mean Jaccard index of the items with `least` to `most` candidates."""
     chosen = (answers.candidates >= least) & (answers.candidates <= most)
-    return float(times[chosen] @ answers.jaccard[chosen] / times[chosen].sum())
+    return float((times * answers.jaccard)[chosen].sum() / times[chosen].sum())
 
 
 Metric = Callable[[Any, np.ndarray], float]
@@ -259,6 +317,7 @@ METRICS: Mapping[str, Metric] = {
     "acc_wg": partial(worst_group, k=1),
     "acc_top5_wg": partial(worst_group, k=5),
     "acc_worst_region": partial(worst_group, k=1, without=FMOW_OTHER),
+    "mean_average_precision": mean_average_precision,
     "mean_recall@1": mean_recall,
     **{f"image_retrieval_recall@{k}": partial(recall, k=k, of_texts=True) for k in (1, 5, 10)},
     **{f"text_retrieval_recall@{k}": partial(recall, k=k, of_texts=False) for k in (1, 5, 10)},
@@ -269,6 +328,7 @@ METRICS: Mapping[str, Metric] = {
 """By DataComp's name. "Image retrieval" looks for the image of a text."""
 USUAL: Mapping[str, tuple[str, ...]] = {
     "classification": ("acc1", "acc5", "mean_per_class_recall"),
+    "multilabel": ("mean_average_precision",),
     "retrieval": ("mean_recall@1", *(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10))),
     "associations": ("jaccard_score_10-12", "jaccard_score_5-6", "avg_jaccard_score"),
 }

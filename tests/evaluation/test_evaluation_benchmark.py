@@ -14,8 +14,10 @@ from orchestrator.evaluation.benchmark import (
     USUAL,
     Associated,
     Classified,
+    Multilabelled,
     Retrieved,
     aggregates,
+    average_precision,
     cue_prompt,
     draws,
     figures,
@@ -80,11 +82,43 @@ def test_a_figure_without_meaning_is_none():
     assert found == {"jaccard_score_10-12": None, "jaccard_score_5-6": 0.75, "avg_jaccard_score": 0.75}
 
 
-def test_associations_match_the_official_codes_numbers():
+def reference(name: str) -> tuple[dict, dict]:
+    """Inputs and expected values of a case."""
     arrays = np.load(REFERENCE / "cases.npz")
-    case = next(c for c in json.loads((REFERENCE / "cases.json").read_text())["cases"] if c["name"] == "winogavil")
-    given = {k: arrays[v["npz"]] if "npz" in v else v["value"] for k, v in case["inputs"].items()}
-    expected = {k: v["value"] for k, v in case["expected"].items()}
+    case = next(c for c in json.loads((REFERENCE / "cases.json").read_text())["cases"] if c["name"] == name)
+    both = (case["inputs"], case["expected"])
+    given, expected = ({k: arrays[v["npz"]] if "npz" in v else v["value"] for k, v in group.items()} for group in both)
+    return given, expected
+
+
+def test_average_precision_matches_the_official_codes_numbers():
+    given, expected = reference("average_precision_per_class")
+    answers = multilabelled(given["scores"], given["targets"])
+    found = [average_precision(*pair, np.ones(25)) for pair in zip(answers.order.T, answers.right.T)]
+    np.testing.assert_allclose(found, expected["ap"], rtol=1e-5)
+    mean = figures(answers, "mean_average_precision")
+    assert mean == {"mean_average_precision": pytest.approx(expected["mean_average_precision"], rel=1e-5)}
+    given, expected = reference("multilabel_evaluate")
+    images = given["image_features"] / np.linalg.norm(given["image_features"], axis=1, keepdims=True)
+    mean = figures(multilabelled(images @ given["weights"], given["targets"]), "mean_average_precision")
+    assert mean["mean_average_precision"] == pytest.approx(expected["mean_average_precision"], rel=1e-5)
+
+
+def multilabelled(scores, targets) -> Multilabelled:
+    return Multilabelled(np.argsort(-np.asarray(scores), axis=0, kind="stable"), np.asarray(targets) > 0)
+
+
+def test_average_precision_of_a_sample_that_counts_twice_is_as_if_it_were_there_twice():
+    rng = np.random.default_rng(3)
+    scores, targets, times = rng.random((20, 3)), rng.random((20, 3)) < 0.4, rng.integers(0, 3, 20)
+    twice = np.repeat(np.arange(20), times)
+    one = METRICS["mean_average_precision"](multilabelled(scores, targets), times.astype(float))
+    other = METRICS["mean_average_precision"](multilabelled(scores[twice], targets[twice]), np.ones(len(twice)))
+    assert one == pytest.approx(other)
+
+
+def test_associations_match_the_official_codes_numbers():
+    given, expected = reference("winogavil")
     unit = {k: given[k] / np.linalg.norm(given[k], axis=1, keepdims=True) for k in ("image_features", "cue_features")}
     indices, start = [], 0
     for size, right, cue in zip(given["images_per_instance"], given["associations"], unit["cue_features"]):

@@ -11,6 +11,7 @@ from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
@@ -195,9 +196,16 @@ def test_a_set_outside_the_table_goes_by_its_folder_and_its_type(stage, tmp_path
     root = tmp_path / "mine"
     write_retrieval(root, "birds")
     write_cifar10(root, "wds_boats", num_classes=3)
-    out, events, _ = stage(root, tasks=["birds", "boats"])
+    samples = [labelled(n, 0, facts=np.eye(3)[n] + np.eye(3)[0]) for n in range(3)]  # each its own class, and class 0
+    write_set(root / "several", samples, classes(range(3)) | {"dataset_type.txt": "multilabel"})
+    out, events, outcome = stage(root, tasks=["birds", "boats", "several"])
     tasks = record(out)["tasks"]
-    assert {task["key"]: task["metric"] for task in tasks} == {"birds": "mean_recall@1", "boats": "acc1"}
+    assert {task["key"]: task["metric"] for task in tasks} == {
+        "birds": "mean_recall@1",
+        "boats": "acc1",
+        "several": "mean_average_precision",
+    }
+    assert outcome.metrics["fine/several.mean_average_precision"] == 1
     assert events.messages == []
     assert record(out)["models"][0]["tasks"]["boats"]["figures"]["acc5"] is None
 
@@ -241,9 +249,10 @@ WRONG_SETS = {
         "no class among its 1, the first is 's000'",
     ),
     "no caption": ({"samples": [captioned(0, "")], "texts": {"dataset_type.txt": "retrieval"}}, "no caption"),
-    "several labels": (
-        {"samples": [labelled(0, 0)], "texts": {"dataset_type.txt": "multilabel"}},
-        "type 'multilabel'",
+    "unknown type": ({"samples": [labelled(0, 0)], "texts": {"dataset_type.txt": "video"}}, "of type 'video'"),
+    "no labels": (
+        {"samples": [labelled(0, 0, facts=[1, 0])], "texts": classes([0]) | {"dataset_type.txt": "multilabel"}},
+        "do not say which of its 1 classes",
     ),
 }
 

@@ -228,8 +228,8 @@ def _describe(one: Asked, limit: int | None) -> dict[str, Any]:
         "chance": one.task.chance,
         "size": size if limit is None else min(limit, size),
         "expected_size": one.task.size,
-        "classes": len(one.data.classes) if one.data.kind == "classification" else None,
-        "templates": len(one.data.templates) if one.data.kind == "classification" else None,
+        "classes": len(one.data.classes) or None,
+        "templates": len(one.data.templates) or None,
         "digest": one.data.digest,
     }
 
