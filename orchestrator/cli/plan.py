@@ -39,7 +39,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)  # an arm's name, `arms[seed=0]`, reads like markup
     for line in wanted.said:
         console.print(line)
     table = Table(box=None, pad_edge=False)
