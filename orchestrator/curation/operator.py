@@ -91,6 +91,10 @@ class OperatorConfig(Config):
         """Columns it makes, and their types."""
         return {}
 
+    def needs(self, field: str, can: frozenset[str]) -> frozenset[str]:
+        """What the model at a field must be able to do beside what its type names, if it `can` do these things."""
+        return frozenset()
+
     def files(self) -> tuple[str, ...]:
         """Outside files that it reads (a path, or s3://...): known by content. Their fields are `Execution`."""
         return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from orchestrator.curation.block import Block
-    from orchestrator.data.preprocess import Preprocess
+    from orchestrator.data.preprocess import Preprocess, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,27 @@ def pictures(
             pixels=preprocess.normalise(torch.from_numpy(stacked).to(device)),
             bad={place: reason for place, reason in zip(part.tolist(), reasons.tolist()) if reason},
         )
+
+
+@torch.inference_mode()
+def scored(
+    block: Block,
+    preprocess: Preprocess,
+    tokenizer: Tokenizer,
+    batch: int,
+    device: torch.device,
+    score: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reasons [n] of a block's samples whose images cannot be decoded, else "", and scores [n] float32 of the others.
+
+    `score` takes images [m, 3, H, W] and the token ids of their primary captions [m, L], and gives [m].
+    """
+    captions = block.column("caption")
+    reasons, scores = np.full(len(block), "", object), np.full(len(block), np.nan, np.float32)
+    for some in pictures(block, np.arange(len(block)), preprocess, batch, device):
+        for place, reason in some.bad.items():
+            reasons[place] = reason
+        if some.places:
+            tokens = tokenizer([captions[place] for place in some.places]).to(device)
+            scores[some.places] = score(some.pixels, tokens).float().cpu().numpy()
+    return reasons, scores

@@ -31,6 +31,13 @@ class CurateStage(StageConfig):
     def budget(self) -> Resources:
         return self.resources.spread()
 
+    def needs(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
+        """What the operator at a path wants of a model."""
+        if path[0] != "steps":
+            return frozenset()
+        _, place, field, *_ = path
+        return self.steps[int(place)].needs(str(field), can)
+
     def external_sources(self) -> list[str]:
         """Outside files that operators read."""
         return list(dict.fromkeys(file for step in self.steps for file in step.files()))
