@@ -18,9 +18,13 @@ from pathlib import Path
 
 import pytest
 import toy_kinds
+from test_engine_index import write_pool
 from toy_kinds import count, wait
 
+from orchestrator.data import source
 from orchestrator.engine import cluster, ui
+from orchestrator.io.storage import Storage
+from orchestrator.store.artifacts import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(150)]
 
@@ -170,3 +174,20 @@ def test_a_browser_gets_past_the_token_once_by_the_login_page(local_cluster):
 
 def test_a_second_start_finds_the_first(local_cluster):
     assert cluster.start() == local_cluster
+
+
+@pytest.mark.parametrize("by", ["", "headers:"], ids=["content", "headers"])
+def test_what_every_machine_sees_is_indexed_by_tasks_that_get_our_credentials(local_cluster, tmp_path, s3_root, by):
+    pool = write_pool(tmp_path / "pool", 20)
+    remote = Storage.open(f"{s3_root}/pool")
+    for path in pool.iterdir():
+        remote.put(path.name, path)
+    command = [sys.executable, str(Path(__file__).with_name("index_on_ray.py")), f"{s3_root}/store"]
+    out = subprocess.run([*command, f"{by}{remote.url}"], capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0, out.stderr
+    expected = source.prepare(f"{by}{pool}", Store.open(str(tmp_path / "store")))
+    assert out.stdout.splitlines()[-1] == expected
+    rows = dashboard(local_cluster, "/api/v0/tasks?detail=1&limit=10000")["data"]["result"]["result"]
+    names = [row["name"] for row in rows if row["state"] == "FINISHED"]
+    assert names.count("index shards") >= (2 if by else 20)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(rows)
