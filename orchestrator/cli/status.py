@@ -53,7 +53,7 @@ def status(run: str | None, last: int, as_json: bool, watch: bool, store: str | 
     else:
         from rich.console import Console
 
-        Console().print(page(look()))
+        Console(markup=False).print(page(look()))  # an arm's name, `arms[seed=0]`, reads like markup
     if not as_json:
         _say_deliveries()
 
@@ -68,10 +68,11 @@ def _print_json(views: list[RunView], one: bool) -> None:
 def _watch(
     look: Callable[[], list[RunView]], page: Callable[[list[RunView]], RenderableType], over: Callable[..., bool]
 ) -> None:
+    from rich.console import Console
     from rich.live import Live
 
     views = look()
-    with Live(page(views), auto_refresh=False) as live:
+    with Live(page(views), console=Console(markup=False), auto_refresh=False) as live:
         while not over(views):
             time.sleep(WATCH_S)
             views = look()

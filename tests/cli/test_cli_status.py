@@ -369,3 +369,8 @@ def test_status_says_what_mlflow_has_not_been_told(local, monkeypatch):
     shown = orch(command.status, store=local).output
     assert "MLflow: 7 operations of run run-1 wait since" in shown
     assert "`orch ui` or the next `orch submit` delivers them" in shown
+
+
+def test_arms_of_a_matrix_are_shown_by_their_whole_names(local):
+    made = run(local, {"arms[seed=0]": stage("done")})
+    assert "arms[seed=0]" in orch(command.status, made.id, store=local).output
