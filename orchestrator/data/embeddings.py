@@ -179,7 +179,7 @@ class StoredViews:
         """One array as it lies in its file, mapped: [rows, facets, dims]. StageError if these embeddings lack it."""
         return self._array(name)[0]
 
-    def rows(self, uids: np.ndarray, name: str = "image", view: int = 0) -> np.ndarray:
+    def rows(self, uids: np.ndarray, name: str, view: int = 0) -> np.ndarray:
         """Rows of `array(name)` that hold one view of some samples: [n] int64, found by bisection.
 
         `uids` are ids [n, 16] bytes, or pairs of numbers (`IDENTITY`). Read a few at a time, in ascending order, an

