@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 30.0
 """How often it is looked whether somebody delivers."""
+MADE_BY = {"mlflow.source.name": "orch", "mlflow.source.type": "LOCAL"}
+"""Without a name of the source MLflow's page does not show its commit."""
 MAX_DIGEST = 36
 """MLflow's limit for a data set's digest, in characters."""
-
 MAX_TAG = 5000
 """And for a tag's value."""
 
@@ -69,7 +70,7 @@ class Tracker:
         root = artifact_root(self.store_url) if uri.startswith("sqlite:") else None
         self.spool = Spool(Header(run, uri, plan.name, root, this_process().record()))
         facts = provenance or {}
-        tags = {"orch.run": run, "orch.store": self.store_url}
+        tags = {**MADE_BY, "orch.run": run, "orch.store": self.store_url}
         if facts.get("commit"):
             tags |= {"mlflow.source.git.commit": facts["commit"], "orch.dirty": str(bool(facts.get("dirty"))).lower()}
         params = {"stages": len(plan.nodes), "recipe": plan.name}
@@ -203,6 +204,7 @@ def _made(manifest: Manifest, config: type[Config]) -> dict[str, str]:
     known = lineage.facts(manifest, config)
     code = manifest.provenance.get("code", {})
     tags = {
+        **MADE_BY,
         "mlflow.source.git.commit": known["commit"],
         "orch.dirty": str(code["dirty"]).lower() if "dirty" in code else None,
         "orch.diff_sha256": known["uncommitted_changes"],

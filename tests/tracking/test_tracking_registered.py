@@ -64,6 +64,7 @@ def test_the_run_of_a_stage_carries_how_its_artifact_came_to_be(place, monkeypat
     (run,) = client.search_runs(ids, f"tags.`orch.fingerprint` = '{'f' * 64}'")
     tags = run.data.tags
     assert tags["mlflow.source.git.commit"] == "c" * 40
+    assert tags["mlflow.source.name"] == "orch"
     assert (tags["orch.dirty"], tags["orch.diff_sha256"]) == ("true", "d" * 64)
     assert (tags["orch.host"], tags["orch.device"]) == ("here", "cuda")
     assert (tags["orch.cpu_hours"], tags["orch.gpu_hours"]) == ("1", "0.5")
