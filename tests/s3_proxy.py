@@ -36,11 +36,14 @@ class Fault:
 
 @dataclass
 class Proxy:
-    """The running proxy: its address, the requests it saw, and the faults that are still to come."""
+    """The running proxy: its address, the requests it saw, the faults that are still to come, and how many bytes of
+    contents it has sent.
+    """
 
     endpoint: str
     requests: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    sent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, pattern: str, action: int | str, times: int = 1, code: str = "InternalError") -> None:
@@ -133,6 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command != "HEAD":
+            with self.proxy.lock:
+                self.proxy.sent += len(body[:send])
             self.wfile.write(body[:send])
             self.wfile.flush()
 

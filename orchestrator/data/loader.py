@@ -30,6 +30,7 @@ from orchestrator.data.bad import BadSample, Tally
 from orchestrator.data.batch import Batch, Views
 from orchestrator.data.captions import CaptionPolicy, Survival
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.jpeg import Decoder
 from orchestrator.data.making import Made, Maker, Wanted
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.data.processes import Processes
@@ -56,6 +57,7 @@ class Loader:
         preprocess, tokenizer: the model's.
         stored: a teacher's features of views that samples are then seen by; they come in `Batch.embeddings`.
         read: the order.
+        decoder: of JPEGs.
         rank, size: this process among the ranks.
         start: samples seen so far, a multiple of `batch`.
         threads: that make batches in this process.
@@ -85,6 +87,7 @@ class Loader:
         tokenizer: Tokenizer,
         stored: StoredViews | None = None,
         read: ReadMode = "exact",
+        decoder: Decoder = "auto",
         rank: int = 0,
         size: int = 1,
         start: int = 0,
@@ -119,6 +122,7 @@ class Loader:
             preprocess=preprocess,
             tokenizer=tokenizer,
             allowed=self._tally.allowed,
+            decoder=decoder,
         )
         share = batch // size
         places = range(rank * share, (rank + 1) * share)

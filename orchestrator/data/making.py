@@ -23,6 +23,7 @@ from orchestrator.data.batch import Views
 from orchestrator.data.blocks import Blocked
 from orchestrator.data.captions import CaptionPolicy, Survival
 from orchestrator.data.dataset import Caption, Dataset
+from orchestrator.data.jpeg import Decoder
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.data.read import ReadMode, stored_order, stored_sizes
 from orchestrator.data.sampler import Shuffled
@@ -48,6 +49,7 @@ class Wanted:
         num_views: of stored views, which are seen in turn; None: every epoch has views of its own.
         preprocess, tokenizer: the model's.
         allowed: bad samples in all.
+        decoder: of JPEGs; changes no pixel.
     """
 
     batch: int
@@ -61,6 +63,7 @@ class Wanted:
     preprocess: Preprocess
     tokenizer: Tokenizer
     allowed: int
+    decoder: Decoder = "auto"
 
 
 class Sample(NamedTuple):
@@ -105,7 +108,9 @@ class Maker:
 
     def __init__(self, dataset: Dataset, wanted: Wanted, places: range, *, threads: int, cache_bytes: int) -> None:
         self._dataset, self._wanted, self._places = dataset, wanted, places
-        self._views = ViewMaker(wanted.draws, wanted.augment, wanted.captions, wanted.preprocess, wanted.tokenizer)
+        self._views = ViewMaker(
+            wanted.draws, wanted.augment, wanted.captions, wanted.preprocess, wanted.tokenizer, wanted.decoder
+        )
         self._ahead: Ahead | None = None
         self._order: Blocked | Shuffled
         if wanted.read == "block":

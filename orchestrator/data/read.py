@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ReadMode = Literal["exact", "block"]
 EXACT_BYTES = 4 << 30
 """Images up to so many bytes are read in exact order: a disk's cache holds them, and 100,000 requests cost 4 cents."""
-WORTHWHILE = 1.5
+WORTHWHILE = 1.25
 """Samples that a request of block reading must bring, for it to be worth a coarser shuffle."""
 LOOKED_AT = 64
 """Blocks, spread over the data, whose requests are counted."""

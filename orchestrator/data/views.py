@@ -48,17 +48,26 @@ class ViewMaker:
         seed: of the stage that decides what is seen.
         augment, captions: its configurations.
         preprocess, tokenizer: the model's.
+        decoder: of JPEGs.
     """
 
     def __init__(
-        self, seed: int, augment: Augment, captions: CaptionPolicy, preprocess: Preprocess, tokenizer: Tokenizer
+        self,
+        seed: int,
+        augment: Augment,
+        captions: CaptionPolicy,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
+        decoder: jpeg.Decoder = "auto",
     ) -> None:
-        self._seed, self._augment, self._captions = seed, augment, captions
+        self._seed, self._augment, self._captions, self._decoder = seed, augment, captions, decoder
         self._size, self._tokenizer = preprocess.image_size, tokenizer
 
     def decode(self, data: bytes) -> Picture:
         """Encoded bytes to what all views of an image are made of. BadSample if undecodable."""
-        return jpeg.decode(data, self._size, self._augment) if data.startswith(jpeg.START) else load(data)
+        if data.startswith(jpeg.START):
+            return jpeg.decode(data, self._size, self._augment, self._decoder)
+        return load(data)
 
     def images(self, shown: Sequence[Shown], view: int, out: np.ndarray | None = None) -> Tensor:
         """One augmented view of each sample: [B, 3, H, W] uint8, in `out`'s memory if given."""

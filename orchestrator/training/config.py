@@ -136,6 +136,8 @@ class TrainSettings(Config):
     read: Literal["auto", "exact", "block"] = "auto"
     """Order of the samples: each drawn from all of the data, or blocks of the shards in shuffled order, mixed while
     they are at hand. `auto`: exact for data of at most 4 GiB of images, and where blocks would save few requests."""
+    decoder: Execution[Literal["auto", "pillow"]] = "auto"
+    """What decodes JPEGs in training. `auto`: simplejpeg where it is installed, with the same pixels in less time."""
     loader_processes: Execution[Annotated[int, Field(ge=0)]] = 0
     """Processes of one worker that read, decode and tokenise. 0: threads of the worker's own process do."""
     max_bad: Execution[MaxBad] = FEW

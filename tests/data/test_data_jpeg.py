@@ -129,3 +129,41 @@ def test_views_are_made_by_the_calling_thread_alone():
     finally:
         torch.set_num_threads(before)
     assert found == [alone + 1]
+
+
+@pytest.mark.parametrize("size", [16, 64, 224])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}],
+    ids=str,
+)
+def test_both_decoders_give_the_same_pixels(options, size):
+    """The libraries bring their own builds of libjpeg-turbo: this is what `decoder` being no part of the identity
+    rests on."""
+    pytest.importorskip("simplejpeg")
+    options = dict(options)
+    mode = options.pop("mode", "RGB")
+    for width, height in ((150, 130), (641, 479), (33, 1000), (1025, 769)):
+        stream = io.BytesIO()
+        picture = Image.open(io.BytesIO(photograph(width, height, seed=width)))
+        picture.convert(mode).save(stream, "JPEG", quality=88, **options)
+        by = [jpeg.decode(stream.getvalue(), size, Augment(), decoder) for decoder in ("pillow", "auto")]
+        assert by[0].shape == by[1].shape
+        assert np.array_equal(*by)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_a_broken_file_is_refused_by_both_decoders_alike(kept):
+    data = photograph(300, 200)
+    errors = []
+    for decoder in ("pillow", "auto"):
+        with pytest.raises(DataError) as refused:
+            jpeg.decode(data[: int(kept * len(data))], 64, Augment(), decoder)
+        errors.append(refused.value.message)
+    assert errors[0] == errors[1]
+
+
+def test_simplejpeg_decodes_what_is_plain(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    monkeypatch.setattr(jpeg.Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
+    assert jpeg.decode(photograph(600, 400), 64, WHOLE).shape == (200, 300, 3)

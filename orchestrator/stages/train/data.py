@@ -65,6 +65,7 @@ class TrainingData:
             tokenizer=tokenizer,
             stored=self._stored,
             read=self._reading.mode,
+            decoder=config.decoder,
             rank=world.rank,
             size=world.size,
             start=start,
