@@ -10,8 +10,10 @@ random, so costs little more than a quarter of the bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 NEAR = 4 << 10
 """Bytes that are always cheaper to read than to ask for what is behind them."""
@@ -23,6 +25,8 @@ DENSE = 0.75
 
 def merge(starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ranges [start, end) to request so that all of these are covered: firsts and lasts, ascending, int64."""
+    import numpy as np  # planning imports this module and never gets here
+
     starts, ends = np.asarray(starts, np.int64), np.asarray(ends, np.int64)
     if not len(starts):
         return starts, ends
