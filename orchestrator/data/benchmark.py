@@ -123,7 +123,7 @@ def prepare(
     if marker := _marker(location.place, store):
         return marker["content_digest"]
     storage = Storage.open(location.url)
-    texts = {info.key: storage.get(info.key).decode() for info in location.texts}
+    texts = {info.key: _decoded(storage, info.key) for info in location.texts}
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     rows: list[dict[str, Any]] = []
     for number, shard in enumerate(location.shards):
@@ -269,7 +269,7 @@ class BenchmarkSet:
         facts = table["facts"].to_pylist()
         self.facts = np.array(facts) if facts and None not in facts else None
         self.keys: list[str] = table["key"].to_pylist()
-        self.associations = [json.loads(line) for line in _lines(texts, ASSOCIATIONS)]
+        self.associations = _items(texts, self.name)
         self._shard, self._offset, self._bytes = (
             np.asarray(table[name]).astype(np.int64) for name in ("shard", "offset", "bytes")
         )
@@ -291,5 +291,28 @@ class BenchmarkSet:
         return [found[row] for row in rows]
 
 
+def _decoded(storage: Storage, key: str) -> str:
+    try:
+        return storage.get(key).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{storage.where(key)} is not UTF-8: {error}", GET) from None
+
+
 def _lines(texts: Mapping[str, str], name: str) -> list[str]:
-    return [line for line in texts.get(name, "").splitlines() if line.strip()]
+    """A text's lines; an empty one within is one, for labels count lines."""
+    return texts.get(name, "").rstrip().splitlines()
+
+
+def _items(texts: Mapping[str, str], name: str) -> list[dict[str, Any]]:
+    """Items of associations; DataError naming the first line that is none."""
+    found = []
+    for number, line in enumerate(_lines(texts, ASSOCIATIONS), 1):
+        try:
+            item = json.loads(line)
+            found.append({"cue": str(item["cue"]), **{k: list(item[k]) for k in ("candidates", "associations")}})
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"line {number} of {ASSOCIATIONS} of benchmark set '{name}' is no item: {line[:40]}",
+                'write {"cue": "...", "candidates": ["...", ...], "associations": ["...", ...]}',
+            ) from None
+    return found

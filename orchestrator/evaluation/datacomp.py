@@ -19,7 +19,7 @@ class Task:
         name: for people.
         size: test samples (images; items of WinoGAViL), None for a set that the table does not know.
         classes: classes of a classification.
-        metric: the figure that stands for it (evaluation/benchmark.py: METRICS).
+        metric: the figure that stands for it (benchmark_figures.py: FIGURES).
         chance: that figure of random answers, or of the largest class, where DataComp states it.
         group: the aggregate beside the average of all that it belongs to.
         folder: its folder without what tools put around the name (`wds_<folder>_test`). Left out: after the key.

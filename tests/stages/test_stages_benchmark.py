@@ -34,7 +34,7 @@ from orchestrator.data import source
 from orchestrator.data.sets import SETS
 from orchestrator.engine.local import LocalExecutor
 from orchestrator.errors import DataError, UserError
-from orchestrator.evaluation.benchmark import METRICS
+from orchestrator.evaluation.benchmark_figures import FIGURES
 from orchestrator.evaluation.datacomp import TASKS
 from orchestrator.plan.compile import External, compile
 from orchestrator.plan.types import Resources
@@ -274,8 +274,22 @@ def test_associations_that_name_no_image_are_refused(stage, tmp_path):
 
 def test_a_worst_group_without_groups_is_refused(stage, tmp_path):
     write_cifar10(tmp_path / "sets", "wds_geode_test")
-    with pytest.raises(DataError, match="no facts to group"):
+    with pytest.raises(DataError, match="'acc_wg' of benchmark set 'wds_geode_test' needs its samples' groups"):
         stage(tmp_path / "sets", tasks=["fairness/geode"])
+
+
+def test_a_set_in_the_wrong_folder_is_refused(stage, tmp_path):
+    write_retrieval(tmp_path / "sets", "wds_cifar10_test")
+    with pytest.raises(DataError, match="is of type 'retrieval', which has no figure 'acc1'"):
+        stage(tmp_path / "sets", tasks=["cifar10"])
+
+
+def test_a_line_that_is_no_item_is_refused_by_its_number(stage, tmp_path):
+    folder = write_associations(tmp_path / "sets")
+    with (folder / "associations.jsonl").open("a") as file:
+        file.write('{"cue": "owl"}\n')
+    with pytest.raises(DataError, match=r"line 4 of associations\.jsonl of benchmark set 'winogavil' is no item"):
+        stage(tmp_path / "sets", tasks=["winogavil"])
 
 
 def test_images_that_cannot_be_decoded_are_refused_by_name(stage, tmp_path):
@@ -356,7 +370,7 @@ def test_the_page_lists_the_table_of_tasks_and_every_figure():
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     rows = [f"| {task.name} | `{task.key}` | {task.size:,} | `{task.metric}` |" for task in TASKS]
     assert [row for row in rows if row not in page] == []
-    assert [name for name in METRICS if name.partition("@")[0] not in page] == []
+    assert [name for known in FIGURES.values() for name in known if name.partition("@")[0] not in page] == []
 
 
 def sample_set(number: int) -> list[dict[str, bytes]]:

@@ -22,7 +22,8 @@ import torch
 from orchestrator.data.benchmark import BenchmarkSet
 from orchestrator.errors import Cancelled, DataError
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.benchmark import Answers, Questions, aggregates, draws, figures, main_figure, questions
+from orchestrator.evaluation.benchmark import Answers, Questions, questions
+from orchestrator.evaluation.benchmark_figures import aggregates, draws, figures, main_figure
 from orchestrator.evaluation.datacomp import AGGREGATES, Task
 from orchestrator.evaluation.encode import BadImages, encode
 from orchestrator.models.count import count
@@ -40,10 +41,7 @@ class Asked:
     task: Task
     data: BenchmarkSet
     questions: Questions
-
-    @property
-    def main(self) -> str:
-        return self.task.metric or main_figure(self.data)
+    main: str
 
 
 def run(ctx: StageContext) -> Outcome:
@@ -86,7 +84,8 @@ def _asked(ctx: StageContext, config: BenchmarkStage) -> list[Asked]:
         place = next((ctx.sources[source] for source in config.candidates(task) if source in ctx.sources), None)
         if place is not None:
             data = BenchmarkSet(place, ctx.store)
-            asked.append(Asked(task, data, questions(data, config.max_samples)))
+            ask = questions(data, config.max_samples)
+            asked.append(Asked(task, data, ask, main_figure(data, task.metric)))
     return asked
 
 
