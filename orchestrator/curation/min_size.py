@@ -1,4 +1,4 @@
-"""Small images: the shorter side, as stored, must have a number of pixels (DataComp's basic filter: 200)."""
+"""Small images: the shorter side must have a number of pixels (DataComp's basic filter: 200, `of: original`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from orchestrator.curation.operator import RowOperator, Verdict
+from orchestrator.curation.sides import Of, columns_of, sides
 
 if TYPE_CHECKING:
     from orchestrator.curation.block import Block
@@ -19,10 +20,16 @@ class MinSize(RowOperator):
 
     pixels: Annotated[int, Field(ge=1)]
     """Least number of pixels of the shorter side."""
+    of: Of = "stored"
+    """The image as it is stored, or as it was before whoever downloaded it made it smaller (json `original_width`)."""
+
+    def reads(self) -> tuple[str, ...]:
+        return columns_of(self.of)
 
     def judge(self, block: Block) -> Verdict:
         """Those below the limit."""
         import numpy as np
 
-        small = np.minimum(block.column("width"), block.column("height")) < self.pixels
-        return Verdict(np.where(small, f"shorter side under {self.pixels} px", "").astype(object))
+        width, height, reasons = sides(block, self.of)
+        reasons[np.minimum(width, height) < self.pixels] = f"shorter side under {self.pixels} px"
+        return Verdict(reasons)

@@ -140,7 +140,8 @@ class GroupedOperator(OperatorConfig):
 
     def keys(self, tools: Tools) -> Callable[[Block], Arrays]:
         """Called once in each process: gives `group` [n] uint64 and whatever else is to be known of a block's samples,
-        [n, ...] each. Samples whose groups are equal meet; `uid` (IDENTITY) is added by itself.
+        [n, ...] each. Samples whose groups are equal meet; `uid` (IDENTITY) is added by itself. A sample that is to
+        meet several groups gives them all, [n, groups], and goes if it has a reason in any.
         """
         raise NotImplementedError
 

@@ -42,7 +42,7 @@ def _write(curation: Curation, place: int, count: int, scratch: Path) -> dict[st
     for old in scratch.glob("bucket-*"):
         old.unlink()
     for block in range(len(curation.blocks)):
-        noted = load_arrays(curation.parts.get(f"seen-{place}", block))
+        noted = _one_a_group(load_arrays(curation.parts.get(f"seen-{place}", block)))
         shapes |= {name: (values.dtype, values.shape[1:]) for name, values in noted.items()}
         bucket = (noted["group"] % np.uint64(count)).astype(np.int64)
         order = np.argsort(bucket, kind="stable")
@@ -53,6 +53,15 @@ def _write(curation: Curation, place: int, count: int, scratch: Path) -> dict[st
                 with (scratch / f"bucket-{number}-{name}").open("ab") as file:
                     file.write(np.ascontiguousarray(sorted_values[bounds[number] : bounds[number + 1]]).tobytes())
     return shapes
+
+
+def _one_a_group(noted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Where samples are in several groups each, a row for each of them."""
+    if noted["group"].ndim == 1:
+        return noted
+    samples, groups = noted["group"].shape
+    row = np.repeat(np.arange(samples), groups)
+    return {name: values.reshape(-1) if name == "group" else values[row] for name, values in noted.items()}
 
 
 def _bucket(scratch: Path, bucket: int, shapes: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -113,7 +122,8 @@ def deal_back(curation: Curation, place: int, buckets: int, scratch: Path) -> No
         table, facts = read_table(parts.get(f"compared-{place}", bucket))
         row = table["row"].to_numpy().astype(np.int64)
         codes = np.array([reasons.setdefault(reason, len(reasons)) for reason in facts["reasons"]], np.uint16)
-        said[row] = codes[table["reason"].to_numpy()]
+        code = codes[table["reason"].to_numpy()]
+        said[row[code > 0]] = code[code > 0]  # of a sample in several groups, one reason is enough
         for name in set(table.column_names) - {"row", "reason"}:
             values = table[name].to_numpy()
             if name not in columns:
