@@ -128,6 +128,10 @@ class Captioner(Model):
         config = {"open_clip": self.config, "book": asdict(self.book)}
         return {"class": f"{type(self).__module__}:{type(self).__qualname__}", "config": config}
 
+    def kept_whole(self) -> Sequence[nn.Parameter]:
+        """The codebook, whose dead codes are placed anew in training."""
+        return (self.codebook.weight,)
+
     @property
     def start(self) -> int:
         """Id of the start-of-text token, the last but one of the tokenizer's."""

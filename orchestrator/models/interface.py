@@ -8,7 +8,7 @@ features itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class Model(nn.Module):
     def structure(self) -> dict[str, Any]:
         """JSON that, with the weights, rebuilds this model anywhere: `{"class": "module:Class", "config": {...}}`."""
         raise NotImplementedError
+
+    def kept_whole(self) -> Sequence[nn.Parameter]:
+        """Parameters that a sharded training does not cut up, since its method changes them itself between steps."""
+        return ()
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] to L2-normalised features [B, d]."""

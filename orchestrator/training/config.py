@@ -70,6 +70,19 @@ class Locked(Config):
     """Last groups of the locked text tower that are trained all the same, counted in the same way."""
 
 
+class Exponential(Config):
+    """A learning rate that is multiplied after every epoch (BLIP)."""
+
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """What it is multiplied by."""
+    every_epochs: Positive = 1.0
+    """Passes over the data between two multiplications, counted from the start of the training."""
+    floor: NotNegative = 1e-6
+    """Least learning rate after the warm-up."""
+    warmup_from: NotNegative = 1e-6
+    """Learning rate of the first step, from which it rises to the peak in `warmup_steps`."""
+
+
 class TrainSettings(Config):
     """Length, batch, optimiser, schedule, precision and policies of a training."""
 
@@ -99,8 +112,10 @@ class TrainSettings(Config):
     """AdamW's denominator term."""
     warmup_steps: Annotated[int, Field(ge=0)] = 30
     """Steps over which the learning rate rises linearly from 0."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "exponential"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear end at 0."""
+    exponential: Exponential = Exponential()
+    """How `schedule: exponential` rises and falls."""
     clip_grad_norm: Positive | None = 5.0
     """Largest global norm of the gradient; larger ones are scaled down. `null`: no clipping."""
 

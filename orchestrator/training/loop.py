@@ -218,7 +218,7 @@ class _Run:
             batch=batch,
             total=self.spec.total_samples,
             warmup=self.settings.warmup_steps * batch,
-            shape=self.settings.schedule,
+            shape=self._shape(),
         )
         optim.set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
@@ -229,6 +229,12 @@ class _Run:
         terms = {f"loss_{name}": value for name, value in output.terms.items()}
         reported = {"loss": output.total, **terms, **output.reported}
         self.window.add(reported | {"grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)})
+
+    def _shape(self) -> str | schedule.Steps:
+        if self.settings.schedule != "exponential":
+            return self.settings.schedule
+        given, epoch = self.settings.exponential, self.spec.epoch_samples or self.spec.total_samples
+        return schedule.Steps(given.factor, given.every_epochs * epoch, given.floor, given.warmup_from)
 
     def _not_finite(self, batch: Batch) -> None:
         """Keep the batch's ids; go on without this step if the policy allows it."""

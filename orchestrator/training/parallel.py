@@ -6,8 +6,9 @@ DistributedDataParallel, which watches one `forward` and its backward pass: here
 outside of any forward, and gradient caching makes several passes, of which only the last may average.
 
 `Sharded` cuts weights, gradients and optimiser state into one share a rank (ZeRO-3). A model's blocks and what lies
-around them are gathered when `encode_image` or `encode_text` needs them. What the loss uses itself, scalars like the
-logit scale and modules outside of the model, stays whole and is averaged as above.
+around them are gathered when `forward`, `encode_image` or `encode_text` needs them. What the loss uses itself, scalars
+like the logit scale and modules outside of the model, stays whole and is averaged as above, and so does what a method
+changes between steps (`Model.kept_whole`).
 
 Checkpoints know nothing of this: weights and optimiser state leave whole and by name, so that a training goes on with
 other ranks and another sharding.
@@ -222,10 +223,10 @@ class Sharded(Parallel):
 
         mesh = init_device_mesh(world.device.type, (world.size,))
         model = method.model
-        scalars = {parameter for parameter in model.parameters() if parameter.numel() == 1}
+        whole = {parameter for parameter in model.parameters() if parameter.numel() == 1} | set(model.kept_whole())
         for block in _blocks(model):
-            fully_shard(block, mesh=mesh, ignored_params=scalars)
-        fully_shard(model, mesh=mesh, ignored_params=scalars, reshard_after_forward=True)
+            fully_shard(block, mesh=mesh, ignored_params=whole)
+        fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
         for name in ("encode_image", "encode_text"):
             register_fsdp_forward_method(model, name)
         self._rest = Replicated(world)

@@ -87,12 +87,14 @@ class FitSpec:
         normalise: uint8 pixels [B, 3, H, W] to the model's normalised floats (Preprocess.normalise).
         validate: a model in eval mode to its figures on held-out samples, the same on all ranks; it draws no random
             numbers. None: no validation.
+        epoch_samples: samples of a pass over the data, for a schedule in epochs. None: the whole training is one.
     """
 
     settings: TrainSettings
     total_samples: int
     normalise: Callable[[Tensor], Tensor]
     validate: Callable[[Model], Mapping[str, float]] | None = None
+    epoch_samples: int | None = None
 
 
 class TrainIO(Protocol):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from orchestrator.data import TRANSFORMS_VERSION
+from orchestrator.data import READ_RULE_VERSION, TRANSFORMS_VERSION
 from orchestrator.methods import METHODS
 from orchestrator.methods.config import MethodConfig
 from orchestrator.models.config import Init, ModelSpec
@@ -65,6 +65,12 @@ class TrainStage(TrainSettings, StageConfig):
             distils = "needs a teacher: write it in a `distill` stage" if needed else "has no use for a teacher"
             fitting = [other for other in METHODS if METHODS[other].teacher != needed]  # type: ignore[attr-defined]
             raise ValueError(f"method {name} {distils}; methods for this kind of stage: {', '.join(fitting)}")
+        self.method.check(self.model)
+        if self.validation is not None and not {"encode_image", "encode_text"} <= self.capabilities():
+            name = METHODS.name_of(self.method)
+            raise ValueError(
+                f"validation compares images with texts, which a model of method {name} cannot; remove it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -79,13 +85,14 @@ class TrainStage(TrainSettings, StageConfig):
         return self.method.capabilities(self.model)
 
     def versions(self) -> dict[str, int]:
-        """The shared loop, and what makes pixels and tokens."""
-        return {"loop": LOOP_VERSION, "transforms": TRANSFORMS_VERSION}
+        """The shared loop, what makes pixels and tokens, and the order of samples."""
+        return {"loop": LOOP_VERSION, "transforms": TRANSFORMS_VERSION, "read": READ_RULE_VERSION}
 
     def smoke(self) -> Self:
         """Two steps of a small batch on a CPU-sized model of the same kind, by one CPU worker."""
         changes: dict[str, Any] = {
             "model": self.model.smoke(),
+            "method": self.method.smoke(),
             "steps": SMOKE_STEPS,
             "samples": None,
             "epochs": None,
@@ -95,6 +102,7 @@ class TrainStage(TrainSettings, StageConfig):
             "precision": "fp32",
             "compile": False,
             "report_every": 1,
+            "loader_processes": 0,
             "resources": ResourceConfig(),
         }
         return self.model_copy(update=changes)
@@ -139,6 +147,9 @@ class Distill(TrainStage):
         if not made.config.views:
             message = f"'{made.name}' has the view of evaluation only (views: 0)"
             yield ("teacher_features",), f"{message}; give it `views: 4`, or as many as the training has epochs"
+        if made.config.arrays(("encode_image", "encode_text")) != ("image", "text"):
+            message = f"'{made.name}' has not the features of both images and texts"
+            yield ("teacher_features",), f"{message}; remove its `of` and `output`"
         for name in ("augment", "captions"):
             if name in self.model_fields_set:
                 yield (name,), f"is decided by the views stored in '{made.name}'; write it there and remove it here"

@@ -15,27 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from orchestrator.data.bad import Tally
+from orchestrator.data.captions import compose
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.draws import NUM_DRAWS
 from orchestrator.data.embeddings import StoredViews
 from orchestrator.data.loader import Loader
 from orchestrator.data.preprocess import Preprocess, Tokenizer
 from orchestrator.evaluation.validation import Validation
 from orchestrator.models import artifact, compute
-from orchestrator.models.clip import OpenClipModel
 from orchestrator.models.count import count
 from orchestrator.models.inheritance import inherit
 from orchestrator.models.locked import lock
-from orchestrator.models.open_clip_bridge import create
 from orchestrator.stages.base import EventSink
 from orchestrator.stages.models import load_input
 from orchestrator.stages.train.config import TrainStage
+from orchestrator.stages.train.data import TrainingData, to_train_on
 from orchestrator.store.artifacts import Handle
 from orchestrator.store.checkpoints import CheckpointRef, CheckpointStore
 from orchestrator.training import checkpoint
-from orchestrator.training.distributed import from_all_ranks
 from orchestrator.training.loop import fit
 from orchestrator.training.method import Build, Method
 from orchestrator.training.types import FitSpec, Report, World
@@ -44,6 +45,10 @@ STATE = "state.pt"
 """The one file of a checkpoint."""
 WAITING = 0.1
 """Share of the time above which waiting for data is worth a warning."""
+GENERATED_ALONE = (
+    "generated captions alone are seen: similar images then have equal captions, and contrastive trainings were seen "
+    "to collapse (TL;DR, figure 3); join them to the originals: captions: {join: [original, generated]}"
+)
 
 
 @dataclass(frozen=True)
@@ -80,32 +85,33 @@ def train(
     """Train from the last checkpoint to the end, or until asked to stop. The first rank saves the Model into `out`."""
     torch.set_num_threads(job.threads)
     config = job.config
-    everything = dataset = Dataset.open(job.inputs["data"])
+    everything = Dataset.open(job.inputs["data"])
     if world.rank == 0:
         everything.check_shards()
-    if "split" in dataset.columns:
-        dataset = dataset.where(split="train")
+    dataset = to_train_on(everything)
     total = config.total_samples(len(dataset))
     stored = _stored_views(job, dataset)
-    method, preprocess, tokenizer = _build(job, world, total, stored)
+    method, preprocess, tokenizer = _build(job, world, total, dataset, stored)
 
     def warn(line: str) -> None:
         events.emit("message", level="warning", text=line)
 
-    tally = Tally(everything.name, len(everything), config.max_bad, tell=warn)
+    data = TrainingData(job, dataset, stored, Tally(everything.name, len(everything), config.max_bad, tell=warn))
+    if world.rank == 0 and data.captions.generated_alone:
+        warn(GENERATED_ALONE)
 
     def loader(start: int) -> Loader:
-        return _loader(job, dataset, method, preprocess, tokenizer, world, start, stored, tally)
+        return data.open(method, preprocess, tokenizer, world, start)
 
     with checkpoint.BackgroundWriter(lambda samples, data: _keep(job, events, samples, data)) as writer:
-        io = StageIO(job, world.rank, events, should_stop, writer, total, tally)
-        validate = _validation(job, everything, preprocess, tokenizer, tally)
-        reports = fit(FitSpec(config, total, preprocess.normalise, validate), method, loader, world, io)
+        io = StageIO(job, world.rank, events, should_stop, writer, total, data)
+        validate = _validation(job, everything, preprocess, tokenizer, data.tally)
+        spec = FitSpec(config, total, preprocess.normalise, validate, epoch_samples=len(dataset))
+        reports = fit(spec, method, loader, world, io)
         report = deque(reports, maxlen=1).pop()
     if report.weights is not None and world.rank == 0:
         artifact.save(method.result(), preprocess, tokenizer, out, report.weights)
-    for met in from_all_ranks(tally.state(), world):
-        tally.restore(met)
+    data.gather(world)
     sizes = count(method.result())
     parameters = {"parameters": sizes.total, "parameters_without_token_table": sizes.without_token_table}
     summary = {
@@ -114,9 +120,9 @@ def train(
         "epochs": report.samples / len(dataset),
         "precision": config.precision,
         "device": world.device.type,
-        "bad_samples": tally.found.as_json(),
+        **data.summary(),
     }
-    metrics = dict(report.metrics) | {name: float(value) for name, value in parameters.items()}
+    metrics = dict(report.metrics) | {name: float(value) for name, value in parameters.items()} | data.metrics()
     return TrainResult(metrics, summary, report.stopped)
 
 
@@ -130,14 +136,16 @@ def _stored_views(job: TrainJob, dataset: Dataset) -> StoredViews | None:
 
 
 def _build(
-    job: TrainJob, world: World, total: int, stored: StoredViews | None
+    job: TrainJob, world: World, total: int, dataset: Dataset, stored: StoredViews | None
 ) -> tuple[Method, Preprocess, Tokenizer]:
     """The method over the model with its initial weights, and how images and captions are prepared for it.
 
     Pixels are normalised as the teacher, else the model whose weights are taken, was trained to see them.
     """
     config = job.config
-    model = create(config.model.open_clip, seed=config.seed)
+    module, _, name = config.method.runner.partition(":")
+    runner: type[Method] = getattr(importlib.import_module(module), name)
+    model = runner.make_model(config.method, config.model.open_clip, config.seed)
     preprocess = Preprocess(config.model.image_size)
     tokenizer = Tokenizer(context_length=config.model.context_length)
     teacher = teacher_preprocess = teacher_tokenizer = None
@@ -165,13 +173,20 @@ def _build(
         teacher_preprocess=teacher_preprocess,
         teacher_tokenizer=teacher_tokenizer,
         stored=stored,
+        inherited=config.init is not None,
+        captions=lambda limit: _captions(dataset, config, tokenizer, limit),
     )
-    module, _, name = config.method.runner.partition(":")
-    method = getattr(importlib.import_module(module), name)(config.method, build)
-    return method.to(world.device), preprocess, tokenizer
+    return runner(config.method, build).to(world.device), preprocess, tokenizer
 
 
-def _arrange(model: OpenClipModel, config: TrainStage) -> None:
+def _captions(dataset: Dataset, config: TrainStage, tokenizer: Tokenizer, limit: int) -> list[str]:
+    """What is seen as the caption of each of at most `limit` samples, evenly spaced in the data set's order."""
+    rows = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(np.int64)
+    first = (0.0,) * NUM_DRAWS
+    return [compose(captions, config.captions, first, tokenizer.shorten) for captions in dataset.captions(rows)]
+
+
+def _arrange(model: Any, config: TrainStage) -> None:
     """Freeze what is to stay, and choose how the network computes: the settings that no saved model knows of."""
     lock(model, **config.locked.model_dump())
     if config.patch_dropout is not None:
@@ -202,37 +217,6 @@ def _validation(
     )
 
 
-def _loader(
-    job: TrainJob,
-    dataset: Dataset,
-    method: Method,
-    preprocess: Preprocess,
-    tokenizer: Tokenizer,
-    world: World,
-    start: int,
-    stored: StoredViews | None,
-    tally: Tally,
-) -> Loader:
-    config = job.config
-    return Loader(
-        dataset,
-        batch=config.batch,
-        seed=config.seed,
-        views=method.views(),
-        augment=config.augment,
-        captions=config.captions,
-        preprocess=preprocess,
-        tokenizer=tokenizer,
-        stored=stored,
-        rank=world.rank,
-        size=world.size,
-        start=start,
-        threads=job.threads,
-        pin=world.device.type == "cuda",
-        tally=tally,
-    )
-
-
 def _keep(job: TrainJob, events: EventSink, samples: int, data: bytes) -> None:
     events.flush()  # points below a checkpoint are not computed again
     job.checkpoints.save(samples, {STATE: data})
@@ -250,10 +234,10 @@ class StageIO:
         should_stop: Callable[[], str | None],
         writer: checkpoint.BackgroundWriter,
         total: int,
-        tally: Tally,
+        data: TrainingData,
     ) -> None:
         self._job, self._rank, self._events, self._writer, self._total = job, rank, events, writer, total
-        self._should_stop, self._tally = should_stop, tally
+        self._should_stop, self._data = should_stop, data
         self._waits = 0
 
     def save(self, samples: int, state: Mapping[str, Any]) -> None:
@@ -268,15 +252,16 @@ class StageIO:
         if ref is None:
             return None
         state = checkpoint.from_bytes(self._job.checkpoints.read(ref, STATE))
-        for met in state.get("kept", []):
-            self._tally.restore(met)
+        self._data.restore(state.get("kept", []), self._rank)
         return state
 
-    def kept(self) -> dict[str, list[str]]:
-        return self._tally.state()
+    def kept(self) -> dict[str, Any]:
+        return self._data.state()
 
     def report(self, report: Report) -> None:
-        self._events.emit("report", samples=report.samples, metrics=dict(report.metrics))
+        num_bytes, requests = self._data.traffic
+        figures = {"read_bytes": float(num_bytes), "read_requests": float(requests), **self._data.metrics()}
+        self._events.emit("report", samples=report.samples, metrics=dict(report.metrics) | figures)
         self._progress(report.samples)
         self._warn_of_waiting(report.metrics.get("data_wait_share", 0.0))
 
