@@ -35,5 +35,16 @@ def open_clip(case: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{case}/"): tensor(a) for name, a in arrays.items() if name.startswith(f"{case}/")}
 
 
+def tldr(case: str) -> dict[str, Any]:
+    """Arrays as tensors and scalars of one TL;DR case, by `inputs/...`, `expected/...`, `grads/...`."""
+    cases, arrays = _files("tldr")
+    entry = next(entry for entry in cases if entry["name"] == case)
+    found: dict[str, Any] = {}
+    for group in ("inputs", "expected", "grads"):
+        for name, value in entry.get(group, {}).items():
+            found[f"{group}/{name}"] = value["value"] if "value" in value else torch.from_numpy(arrays[value["npz"]])
+    return found
+
+
 def tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(array)).double()
