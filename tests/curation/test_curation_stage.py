@@ -115,6 +115,24 @@ def test_a_stage_that_was_killed_goes_on_with_the_blocks_that_are_missing(tmp_pa
     assert what(resumed) == what(curated(tmp_path, store, data, steps, "c" * 64))
 
 
+def test_held_out_samples_stay_as_they_are_where_one_split_is_curated(tmp_path):
+    store = open_store(tmp_path / "store")
+    source.prepare(str(write_samples(tmp_path / "pets", range(60), 3)), store)
+    stage = DatasetStage.model_validate({"source": str(tmp_path / "pets"), "split": {"holdout": 0.4}})
+    data, _ = run_stage(store, stage, tmp_path, "dataset", "a" * 64)
+    before = Dataset.open(data)
+    held = {uid for uid, split in zip(before.uids, before.column("split")) if split == "id"}
+    config = CurateStage.model_construct(data="p", split="train", steps=[Shout(), AboveMean(column="length"), Twice()])
+    handle, outcome = run_stage(store, config, tmp_path, "curate", "b" * 64, {"data": data})
+    after, report = Dataset.open(handle), json.loads(handle.read("report.json"))
+    left = [uid for uid, split in zip(after.uids, after.column("split")) if split == "id"]
+    assert sorted(left) == sorted(held)
+    assert (report["in"], report["apart"]) == (60 - len(held), len(held))
+    assert report["kept"] == outcome.metrics["samples_train"] == len(after) - len(held)
+    captions = dict(zip(after.uids, after.captions(range(len(after)))))
+    assert all((len(captions[uid]) == 1) == (uid in held) for uid in after.uids)
+
+
 def test_a_torn_part_is_made_again(tmp_path):
     store, data = pairs(tmp_path, range(20), 2)
     parts = Parts(store.storage, "b" * 64)

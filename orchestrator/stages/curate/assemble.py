@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.curation.operator import FittedOperator
-from orchestrator.data.dataset import write_choice
+from orchestrator.data.dataset import Dataset, write_choice
 from orchestrator.data.tables import write_table
 from orchestrator.stages.curate.passes import Curation, load_arrays
 from orchestrator.stages.curate.state import State, Step, arrow_type, to_arrow
@@ -30,6 +30,7 @@ class Assembly:
         self._curation, self._stretch, self._out = curation, stretch, out
         self.steps = [Step() for _ in curation.steps]
         self.before = 0
+        self.apart = 0
         self.selected = 0
         self.splits: Counter[str] = Counter()
         self._bits = np.zeros(curation.dataset.num_rows, bool)
@@ -70,7 +71,7 @@ class Assembly:
             }
             for name, operator, step in zip(curation.names, curation.steps, self.steps)
         ]
-        report = {"in": self.before, "kept": self.selected, "steps": steps}
+        report = {"in": self.before, "kept": self.selected - self.apart, "apart": self.apart, "steps": steps}
         (self._out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
         return report
 
@@ -78,31 +79,41 @@ class Assembly:
         """The columns of each block, null where a sample was dropped; the rest is noted on the way."""
         import pyarrow as pa
 
-        has_split = "split" in self._curation.dataset.columns
-        for number, (start, stop) in enumerate(self._curation.blocks):
-            self.before += len(self._curation.dataset.part(start, stop))
-            state = self._curation.state(self._stretch, number)
-            rows = state.block.data.rows
-            self._select(rows, state)
+        curation = self._curation
+        for number, (start, stop) in enumerate(curation.blocks):
+            state, (curated, others) = curation.state(self._stretch, number), curation.apart(number)
             for step, there in zip(self.steps, state.steps, strict=True):
                 step.add(there)
-            if has_split:
-                repeats = state.block.repeats
-                names, counts = np.unique(state.block.column("split").astype(str), return_inverse=True)
-                self.splits.update(dict(zip(names.tolist(), np.bincount(counts, repeats).astype(int).tolist())))
+            self.before += len(curated)
+            self.apart += len(others)
+            rows, repeats = state.block.data.rows, state.block.repeats
+            left, times = np.unique(others.rows, return_counts=True)
+            self._select(state.block.data, repeats)
+            self._select(others.at(left), times if len(left) < len(others) else None)
             places = np.full(stop - start, -1, np.int64)
-            places[rows - start] = np.arange(len(rows))
+            places[rows - start], places[left - start] = np.arange(len(rows)), len(rows) + np.arange(len(left))
             taken = pa.array(places, mask=places < 0)
-            made = state.block.made
-            yield pa.table(
-                [to_arrow(made[f.name], self._curation.types[f.name]).take(taken) for f in schema], schema=schema
-            )
+            values = [self._values(f, state, others.at(left)).take(taken) for f in schema]
+            yield pa.table(values, schema=schema)
 
-    def _select(self, rows: np.ndarray, state: State) -> None:
-        repeats = state.block.repeats
+    def _values(self, field: pa.Field, state: State, others: Dataset) -> pa.Array:
+        """A column that was made: of what is left of a block, then of the samples that were not curated."""
+        import pyarrow as pa
+
+        made = to_arrow(state.block.made[field.name], self._curation.types[field.name])
+        if field.name != "captions" or not len(others):
+            return pa.concat_arrays([made, pa.nulls(len(others), field.type)])
+        return pa.concat_arrays([made, to_arrow(others.captions(range(len(others))), "captions")])
+
+    def _select(self, data: Dataset, repeats: np.ndarray | None) -> None:
+        """Select these samples, each once in `data`."""
+        rows = data.rows
         self.selected += len(rows) if repeats is None else int(repeats.sum())
         if repeats is not None and self._counts is None:
             self._counts = self._bits.astype(np.uint16)
         if self._counts is not None:
             self._counts[rows] = 1 if repeats is None else np.minimum(repeats, MOST_REPEATS)
         self._bits[rows] = True
+        if "split" in data.columns:
+            names, counts = np.unique(data.column("split").astype(str), return_inverse=True)
+            self.splits.update(dict(zip(names.tolist(), np.bincount(counts, repeats).astype(int).tolist())))

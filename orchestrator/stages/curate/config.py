@@ -25,6 +25,9 @@ class CurateStage(StageConfig):
 
     data: Ref[Dataset]
     """The Dataset to choose from."""
+    split: str | None = None
+    """Curate only samples with this value in the data's column `split` (`train`); all others stay as they are, so that
+    held-out samples are the same before and after. Default: all samples, whatever their split."""
     steps: list[Annotated[OperatorConfig, OneOf(OPERATORS)]] = Field(min_length=1)
     """Operators in order, each a name or `{name: {options}}`."""
 

@@ -69,6 +69,7 @@ class Curation:
         names: what each operator is called.
         steps: the operators.
         data: the data set.
+        split: which of its samples are curated; None: all.
         tools: of the first operator.
         parts: the stage's place for what is done.
     """
@@ -76,6 +77,7 @@ class Curation:
     names: tuple[str, ...]
     steps: tuple[OperatorConfig, ...]
     data: Handle
+    split: str | None
     tools: StageTools
     parts: Parts
 
@@ -104,8 +106,16 @@ class Curation:
     def state(self, stretch: int, block: int) -> State:
         """A block as a stretch left it; before the first one, -1: as it is in the data set."""
         if stretch < 0:
-            return State(Block(*_once(self.dataset.part(*self.blocks[block]))), [])
+            return State(Block(*_once(self.apart(block)[0])), [])
         return State.from_bytes(self.parts.get(f"state-{stretch}", block), self.dataset)
+
+    def apart(self, block: int) -> tuple[Dataset, Dataset]:
+        """The selected samples of a block: those to curate, and those that stay as they are."""
+        data = self.dataset.part(*self.blocks[block])
+        if self.split is None:
+            return data, data.take([])
+        here = data.column("split") == self.split
+        return data.take(np.flatnonzero(here)), data.take(np.flatnonzero(~here))
 
 
 def _once(data: Dataset) -> tuple[Dataset, dict[str, Any], np.ndarray | None]:

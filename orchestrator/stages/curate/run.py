@@ -34,6 +34,7 @@ def run(ctx: StageContext) -> Outcome:
         names=tuple(OPERATORS.name_of(step) for step in config.steps),
         steps=tuple(config.steps),
         data=ctx.inputs["data"],
+        split=config.split,
         tools=StageTools(ctx.inputs, ctx.input_names, ctx.sources, ctx.store, 0, bool(ctx.resources.gpus)),
         parts=Parts(ctx.store.storage, ctx.fingerprint),
     )
@@ -52,12 +53,12 @@ def run(ctx: StageContext) -> Outcome:
     assembly = Assembly(curation, cut[-1].number, ctx.out)
     assembly.write()
     report = assembly.report()
-    if not assembly.selected:
+    if not report["kept"]:
         empty = next(step for step in report["steps"] if not step["kept"])
         raise DataError(
             f"'{empty['operator']}' left no sample of {empty['in']}", f"loosen its options: {empty['dropped']}"
         )
-    metrics = {"samples": float(assembly.selected), "dropped": float(max(0, assembly.before - assembly.selected))}
+    metrics = {"samples": float(assembly.selected), "dropped": float(max(0, assembly.before - report["kept"]))}
     metrics |= {f"samples_{split}": float(count) for split, count in sorted(assembly.splits.items())}
     seconds = {
         f"{place} {name}": round(step.seconds, 3)
