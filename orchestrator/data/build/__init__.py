@@ -30,6 +30,8 @@ BUILDERS: dict[str, str] = {
     "fashion-mnist": "orchestrator.data.build.fashion_mnist:FASHION_MNIST",
     "iconify": "orchestrator.data.build.iconify:ICONIFY",
     "openclipart": "orchestrator.data.build.openclipart:OPENCLIPART",
+    "tuxpaint": "orchestrator.data.build.tuxpaint:TUXPAINT",
+    "wesnoth": "orchestrator.data.build.wesnoth:WESNOTH",
 }
 """Name -> "module:Builder"."""
 

@@ -82,10 +82,11 @@ class IconSet:
         )
 
 
-def rasterise(svg: str) -> Image.Image:
+def rasterise(svg: str, width: int | None = None, height: int | None = None) -> Image.Image:
     """SVG to RGBA with straight alpha; colour is zero where alpha is. ValueError if it is none or has no size.
 
-    Text stays out, since this machine's fonts are not another's.
+    `width` or `height` in pixels, the other in proportion; by default what the drawing says, at 96 dots an inch. Text
+    stays out, since this machine's fonts are not another's.
     """
     import numpy as np
     from PIL import Image
@@ -97,8 +98,8 @@ def rasterise(svg: str) -> Image.Image:
             "drawing SVG needs the Python package resvg-py, which is not installed",
             "Run `pip install resvg-py`, or install orch with its `build` extra.",
         ) from None
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True))
-    pixels = np.array(Image.open(io.BytesIO(png)).convert("RGBA"))
+    png = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, dpi=96, width=width, height=height)
+    pixels = np.array(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     pixels[pixels[..., 3] == 0] = 0
     return Image.fromarray(pixels)
 
