@@ -85,10 +85,11 @@ def stage(tmp_path, store, monkeypatch):
         "orchestrator.stages.models.artifact.load", lambda handle, device: (MODELS[handle], PREPROCESS, tokenize)
     )
 
-    def call(path, tasks=FOUR, models=("fine", "coarse"), should_stop=lambda: None, **settings):
+    def call(path, tasks=FOUR, models=("fine", "coarse"), should_stop=lambda: None, smoke=False, **settings):
         config = BenchmarkStage.model_validate(
             {"models": list(models), "path": str(path), "tasks": tasks, "bootstrap": 20} | settings
         )
+        config = config.smoke() if smoke else config
         sources = config.external_sources()
         for name in sources:
             source.prepare(name, store)
@@ -347,6 +348,10 @@ def test_smoke_looks_at_few_samples_of_the_sets_that_are_there(stage, sets, tmp_
     assert (small.max_samples, small.missing, len(small.external_sources())) == (32, "skip", 4)
     none = BenchmarkStage.model_validate(body | {"path": str(tmp_path / "none")}).smoke()
     assert none.external_sources() == []
+    out, events, outcome = stage(tmp_path / "none", smoke=True)
+    assert record(out)["tasks"] == []
+    assert events.messages == [f"no evaluation set is in '{tmp_path / 'none'}': nothing is scored"]
+    assert "fine/parameters" in outcome.metrics
     out, _, _ = stage(sets, max_samples=2)
     assert {task["size"] for task in record(out)["tasks"]} == {2}
 

@@ -19,7 +19,7 @@ from orchestrator.io.storage import Storage
 from orchestrator.plan.types import Node
 from orchestrator.recipe.errors import nearest
 from orchestrator.recipe.schema import Artifact, Execution, Model, Ref, Report
-from orchestrator.stages.base import StageConfig
+from orchestrator.stages.base import ResourceConfig, StageConfig
 
 Judged = Ref[Model, "encode_image", "encode_text", "score"]
 SMOKE_SAMPLES = 32
@@ -111,10 +111,15 @@ class BenchmarkStage(StageConfig):
         return {"transforms": TRANSFORMS_VERSION}
 
     def smoke(self) -> BenchmarkStage:
-        """A few samples of the sets that are there, if any are."""
+        """A few samples of the sets that are there, if any are, on a CPU."""
         try:
             found, _ = self._found()
         except OrchError:
             found = []
-        changes = {"missing": "skip", "max_samples": SMOKE_SAMPLES, "bootstrap": 20}
+        changes = {
+            "missing": "skip",
+            "max_samples": SMOKE_SAMPLES,
+            "bootstrap": 20,
+            "resources": ResourceConfig(),
+        }
         return self.model_copy(update=changes if found else {**changes, "tasks": []})

@@ -91,6 +91,8 @@ def _asked(ctx: StageContext, config: BenchmarkStage) -> list[Asked]:
 
 def _remarks(config: BenchmarkStage, asked: Sequence[Asked], missing: Sequence[str]) -> Iterator[str]:
     """What makes these figures other than the benchmark's."""
+    if not asked:
+        yield f"no evaluation set is in '{config.path}': nothing is scored"
     if missing:
         yield f"{len(missing)} of {len(config.wanted)} evaluation sets are not there: {', '.join(missing)}"
     for one in asked:
