@@ -45,6 +45,8 @@ ELSEWHERE_S = 0.5
 CHAINS = 16
 """Shards whose headers one worker reads at once: where a header is, only the one before it says, so each shard is a
 chain of requests that mostly waits."""
+OVERLAP = 2
+"""Shards elsewhere that one worker reads whole at once: one comes while the other is hashed."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Batch:
 
 
 Spread = Callable[[Sequence[Batch]], Generator[int, None, None]]
-"""Has every batch indexed (`index_batch`), anywhere and in any order; yields how many shards it had when one is done."""
+"""Has each batch indexed (`index_batch`), anywhere and in any order; yields how many shards it had when it is done."""
 
 
 def in_turn(batches: Sequence[Batch]) -> Generator[int, None, None]:
@@ -207,7 +209,7 @@ def _index(
     done, total = len(parts) - len(missing), len(parts)
     if done:
         on_shard(done, total)
-    size = CHAINS if location.by == "headers" else 1
+    size = CHAINS if location.by == "headers" else OVERLAP if "://" in location.url else 1
     batches = [
         Batch(location.source, location.by, location.url, store.url, tuple(missing[first : first + size]))
         for first in range(0, len(missing), size)
