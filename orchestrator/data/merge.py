@@ -109,8 +109,8 @@ class _Facts:
         self._digests[2].append(bytes_column(part["image_sha256"], 32)[:, :8].copy())
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of all samples, once: uids as if each were the first of its kind [n, 16] uint8, sample digests [n, 32] uint8,
-        and the first 8 bytes of image digests [n] uint64, which tell 2 billion images apart but for a chance of 0.1.
+        """Of all samples, once: uids as if each were the first of its kind [n, 16] uint8, sample digests [n, 32]
+        uint8, and the first 8 bytes of image digests [n] uint64, which tell 2 billion images apart but for a chance of 0.1.
         """
         import numpy as np
 

@@ -1,7 +1,7 @@
 """Configuration of the `dataset` stage: which data, how they are split, whether they are copied.
 
-`source`, `index` and `import` are no identity: the data's content digest is, which the plan puts in their place. So the
-same shards on disk and on S3 are the same stage.
+`source`, `index` and `import` are no identity: the data's content digest is, which the plan puts in their place. So
+the same shards on disk and on S3 are the same stage.
 """
 
 from __future__ import annotations
