@@ -110,7 +110,7 @@ class _Facts:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of all samples, once: uids as if each were the first of its kind [n, 16] uint8, sample digests [n, 32]
-        uint8, and the first 8 bytes of image digests [n] uint64, which tell 2 billion images apart but for a chance of 0.1.
+        uint8, and the first 8 bytes of image digests [n] uint64 (two of 2 billion are equal by a chance of 0.1).
         """
         import numpy as np
 
