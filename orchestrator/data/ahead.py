@@ -19,8 +19,6 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.dataset import Sample as Stored
 
 READERS = 4
-"""Blocks read at the same time."""
-
 Key = tuple[int, int, int]
 """A window: its stream, and the positions in it at which it begins and has ended."""
 
@@ -33,15 +31,18 @@ class Ahead:
         stored: positions in it, in the order in which samples are stored (read.py).
         order: of these.
         places: of each global batch that are asked for.
+        readers: blocks read at the same time.
     """
 
-    def __init__(self, dataset: Dataset, stored: np.ndarray, order: Blocked, places: range) -> None:
+    def __init__(
+        self, dataset: Dataset, stored: np.ndarray, order: Blocked, places: range, readers: int = READERS
+    ) -> None:
         self._dataset, self._stored, self._order, self._places = dataset, stored, order, places
         self._streams = range(places.start // order.step, -(-places.stop // order.step))
         self._early = max(1, order.size // (4 * (len(order.starts) - 1)))
         self._held: dict[Key, list[Future[dict[int, Stored]]]] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="blocks")
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="blocks")
 
     def reach(self, start: int) -> None:
         """Begin to read what the global batch at this position shows, and what comes soon after it."""
