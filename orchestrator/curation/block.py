@@ -46,11 +46,12 @@ class Block:
         return name in self.made or name in self.data.columns
 
     def column(self, name: str) -> np.ndarray:
-        """A column [n]; UserError naming those there are if it is not one."""
+        """A column [n], of objects where values are lists; UserError naming those there are if it is not one."""
         if name == "caption":
             return np.array([captions[0].text for captions in self.captions], object)
         if name in self.made:
-            return np.asarray(self.made[name])
+            made = self.made[name]
+            return np.fromiter(made, object, len(made)) if isinstance(made, list) else np.asarray(made)
         if name not in self.data.columns:
             there = ", ".join((*self.data.columns, *self.made))
             raise UserError(f"'{self.data.name}' has no column '{name}'", f"its columns: {there}")

@@ -27,7 +27,7 @@ class ClipScore(RowOperator):
     model: Scorer | None = None
     """The model that compares them."""
     features: Ref[Embeddings] | None = None
-    """Instead: embeddings of images and captions, of the view of evaluation (`views: 0`), whose cosine is the score."""
+    """Instead: embeddings of images and captions, of the evaluation view (`views: 0`), whose cosine is the score."""
     batch: Execution[Annotated[int, Field(ge=1)]] = 64
     """Pairs the model sees at once."""
 

@@ -1,13 +1,11 @@
 """The best share of a score: a limit is found first, then it holds for each sample (DataComp, `get_threshold`).
 
 The limit is the value at rank int(n share) of the descending order, counted from 0, and what equals it stays: so
-int(n share) + 1 samples stay, and as many more as tie with the last one. It is exact, and memory does not grow with n:
-values lie in a file, and 16 bits of the limit are found at a time, by counting.
+int(n share) + 1 samples stay, and as many more as tie with the last one. It is exact (rank.py).
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,11 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from orchestrator.curation.block import Block
-
-DIGIT = 16
-"""Bits that are found at a time."""
-PIECE = 1 << 22
-"""Bytes of the file that are looked at together."""
 
 
 class KeepTop(FittedOperator):
@@ -80,29 +73,10 @@ class KeepTop(FittedOperator):
 
 def quantile(pieces: Iterable[np.ndarray], share: float) -> tuple[float, int]:
     """The value at rank int(n share) of the descending order of n values, in pieces of any size, and n."""
-    import numpy as np
+    from orchestrator.curation.rank import at_rank
 
-    with tempfile.TemporaryFile() as file:
-        for values in pieces:
-            file.write(_ordered(values).tobytes())
-        count = file.tell() // 8
-        if not count:
-            return float("nan"), 0
-        rank, known, bits = count - 1 - min(int(count * share), count - 1), 0, 0
-        while bits < 64:
-            counts = np.zeros(1 << DIGIT, np.int64)
-            file.seek(0)
-            while data := file.read(PIECE):
-                keys = np.frombuffer(data, np.uint64)
-                if bits:
-                    keys = keys[keys >> np.uint64(64 - bits) == np.uint64(known)]
-                digits = (keys >> np.uint64(64 - DIGIT - bits)) & np.uint64((1 << DIGIT) - 1)
-                counts += np.bincount(digits.astype(np.int64), minlength=1 << DIGIT)
-            reached = np.cumsum(counts)
-            digit = int(np.searchsorted(reached, rank, side="right"))
-            rank -= int(reached[digit] - counts[digit])
-            known, bits = (known << DIGIT) + digit, bits + DIGIT
-    return float(_value(known)), count
+    found, count = at_rank(map(_ordered, pieces), lambda n: n - 1 - int(n * share))
+    return (float("nan") if found is None else float(_value(found))), count
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Image-text matching: how well a caption fits its image, in the judgement of a model that was trained to tell.
 
-Models such as BLIP declare `match`: the probability that the pair belongs together (released TL;DR code, `blip_itm.py`,
-softmax over two logits). Without one, a captioner's mean log-likelihood of the caption, a token, takes its place; the
-report says which of the two it was.
+Models such as BLIP declare `match`: the probability that the pair belongs together (TL;DR's `blip_itm.py`: softmax
+over two logits). Without one, a captioner's mean log-likelihood of the caption, a token, takes its place; the report
+says which of the two it was.
 """
 
 from __future__ import annotations
