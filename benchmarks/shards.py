@@ -68,7 +68,7 @@ def pattern(paths: list[Path]) -> str:
     )
 
 
-def dataset(out: Path, work: Path) -> Dataset:
+def dataset(out: Path | str, work: Path) -> Dataset:
     """All samples of a built folder as our `Dataset`, its index kept in the store at `work`."""
     store = Store.open(str(work))
     prepare(str(out), store)
@@ -78,13 +78,15 @@ def dataset(out: Path, work: Path) -> Dataset:
     columns = {name: {"file": f, "columns": _columns(folder / f)} for name, f in found.marker["columns"].items()}
     description = {
         "rows": found.marker["rows"],
+        "selected": found.marker["rows"],
+        "shards": found.marker["shards"],
         "index": "index.parquet",
         "columns": columns,
         "selection": None,
     }
     tables = Tables(description, lambda file: folder / str(file))
     names = [name for name, _ in found.marker["shards"]]
-    return Dataset("bench", tables, Shards(Storage.open(found.url), "", names), tables.selection())
+    return Dataset("bench", tables, Shards(Storage.open(found.url), "", names))
 
 
 def _columns(file: Path) -> list[str]:

@@ -39,7 +39,7 @@ class Ahead:
     ) -> None:
         self._dataset, self._stored, self._order, self._places = dataset, stored, order, places
         self._streams = range(places.start // order.step, -(-places.stop // order.step))
-        self._early = max(1, order.size // (4 * (len(order.starts) - 1)))
+        self._early = order.size // max(order.streams, len(order.starts) - 1) // 4
         self._held: dict[Key, list[Future[dict[int, Stored]]]] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="blocks")
@@ -49,7 +49,7 @@ class Ahead:
         at = start // self._order.batch * self._order.step
         for stream in self._streams:
             position = at
-            while position < at + self._order.step + self._early:
+            while position < at + max(self._order.step, self._early):
                 window = self._order.window(stream, position)
                 self._open(window, position)
                 position = window.last
