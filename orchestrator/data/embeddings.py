@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 DESCRIPTION = "embeddings.json"
 UIDS = "uid.npy"
-DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "codes": np.dtype("<u2")}
+DTYPES: dict[str, np.dtype] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "codes": np.dtype("<u2")}
 KEY = np.dtype("S16")
 """A uid's 16 bytes as one value, which sorts as its hex digits do."""
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from stages_train_tiny import MODEL, make_store, publish, run_stage
 
@@ -18,6 +21,7 @@ from orchestrator.models import catalog
 from orchestrator.models.artifact import load, save
 from orchestrator.models.captioner import Book, Captioner
 from orchestrator.models.clip import OpenClipModel
+from orchestrator.models.packages import PACKAGES
 from orchestrator.models.sentence import SentenceEncoder
 from orchestrator.recipe.errors import RecipeError
 from orchestrator.stages.base import Outcome
@@ -499,6 +503,21 @@ def test_default_settings_keep_their_fingerprint(tmp_path):
     """Fields that were added since say by default what a stage without them did."""
     settings = compiled(tmp_path).nodes["features"].payload["config"]
     assert set(settings) == {"model", "data", "precision"}
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "embeddings.md"
+
+
+def test_the_recipe_of_the_page_plans_and_its_pip_lines_are_those_of_the_errors(tmp_path):
+    """With small models in place of those in packages, which need not be installed."""
+    text = PAGE.read_text()
+    recipe, stage = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    plan = compiled(tmp_path, recipe=recipe.replace("package:", "random:package:"))
+    assert list(plan.nodes)[-2:] == ["pictures", "sentences"]
+    EmbedStage.model_validate({k: v for k, v in yaml.safe_load(stage)["features"].items() if k != "kind"})
+    for name, package in PACKAGES.items():
+        assert package.install in text
+        assert f"package:{name}" in text
 
 
 def test_augmentation_and_captions_are_the_features_own(tmp_path):

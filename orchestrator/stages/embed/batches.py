@@ -105,7 +105,7 @@ class Batches:
     def distinct(self, order: np.ndarray) -> Distinct:
         """Compare the captions of all views; `order` [samples] puts the samples in uid order.
 
-        Holds 16 bytes a view, and about three times that while they are sorted.
+        Holds 16 bytes a view, and about 90 in all while they are sorted.
         """
         digests = np.empty((len(self._dataset) * self._views, 16), np.uint8)
         for start in range(0, len(self._dataset), AT_ONCE):

@@ -48,8 +48,8 @@ class Encoder:
                 made = np.empty((inputs.size, *values.shape[1:]), values.dtype)
             made[places] = values
         assert made is not None
-        for places, _, _ in inputs.bad:
-            made[places] = 0
+        for black, _, _ in inputs.bad:
+            made[black] = 0
         return made
 
     def scale(self) -> float | None:
