@@ -91,7 +91,7 @@ class OperatorConfig(Config):
         """Columns it makes, and their types."""
         return {}
 
-    def needs(self, field: str, can: frozenset[str]) -> frozenset[str]:
+    def asks_of(self, field: str, can: frozenset[str]) -> frozenset[str]:
         """What the model at a field must be able to do beside what its type names, if it `can` do these things."""
         return frozenset()
 

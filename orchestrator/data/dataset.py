@@ -127,6 +127,11 @@ class Tables:
         """Names of all columns of all column groups."""
         return tuple(self._file_of)
 
+    @property
+    def knows_images(self) -> bool:
+        """Whether the index has the images' digests: not if it was made of headers."""
+        return self.description.get("indexed_by") != "headers"
+
     def take(self, name: str, rows: np.ndarray) -> pa.ChunkedArray:
         """A column of a group, or of the base index, at these rows [n] in any order."""
         if not len(rows):
@@ -287,7 +292,8 @@ class Dataset:
     @property
     def columns(self) -> Sequence[str]:
         """Names of all columns that `column` gives."""
-        return (*FROM_INDEX, *(name for name in self._tables.names if name != "captions"))
+        known = FROM_INDEX if self._tables.knows_images else [name for name in FROM_INDEX if name != "image_digest"]
+        return (*known, *(name for name in self._tables.names if name != "captions"))
 
     def column(self, name: str) -> np.ndarray:
         """One column over the selected samples [n]; UserError naming the columns there are, if it is not one.
@@ -295,6 +301,11 @@ class Dataset:
         `uid` and `image_digest` are 128-bit pairs of numbers (`IDENTITY`), `image_bytes` sizes in the shard, `caption`
         is the primary caption's text; strings are objects, None where a sample has none.
         """
+        if name == "image_digest" and not self._tables.knows_images:
+            raise UserError(
+                f"'{self.name}' has no image digests: it was indexed by headers",
+                "index it by content (`index: content` of the dataset stage), or compare embeddings instead",
+            )
         if name in ("uid", "image_digest"):
             return np.ascontiguousarray(self._tables.index(name, self.rows)).view(IDENTITY)[:, 0]
         if name == "caption":
@@ -345,18 +356,20 @@ class Dataset:
         return self._shards.traffic
 
     def images(self, rows: Rows) -> list[bytes]:
-        """Encoded images by position in the selection, each checked against its digest; DataError if it changed."""
+        """Encoded images by position in the selection, each checked against its digest, if data indexed by headers do
+        not lack it; DataError if it changed.
+        """
         wanted = self.rows[np.asarray(rows, np.int64)]
         shard, start, end = self._tables.places(wanted)
         order = np.lexsort((start, shard))
         edges = np.flatnonzero(np.diff(shard[order])) + 1
         runs = [run for run in np.split(order, edges) if len(run)]
         read = self._shards.read_each([(int(shard[run[0]]), start[run].tolist(), end[run].tolist()) for run in runs])
-        digests = self._tables.index("image_digest", wanted)
+        digests = self._tables.index("image_digest", wanted) if self._tables.knows_images else None
         found = [b""] * len(wanted)
         for run, images in zip(runs, read):
             for place, image in zip(run.tolist(), images):
-                if hashlib.sha256(image).digest()[:16] != digests[place].tobytes():
+                if digests is not None and hashlib.sha256(image).digest()[:16] != digests[place].tobytes():
                     raise self._shards.changed(f"{self.describe(rows[place])} is not the image that was indexed")
                 found[place] = image
         return found

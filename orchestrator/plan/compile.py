@@ -144,7 +144,7 @@ def _identify_externals(
                 if edge.external not in known:
                     known[edge.external] = identify_external(edge.external)
                 can = known[edge.external].capabilities
-                message = lacks(edge.external, edge.needs | spec.config.needs(edge.key, can), can)
+                message = lacks(edge.external, edge.needs | spec.config.asks_of(edge.key, can), can)
             except UserError as error:
                 message = f"{error.message} ({error.remedy})" if error.remedy else error.message
             if message is not None:

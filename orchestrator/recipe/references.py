@@ -121,7 +121,7 @@ def _resolve(
         return refuse(f"{message}; {_a(wanted.__name__)} is wanted", None, _offering(wanted, stages))
     if source.config is not None and outputs[output] is Model:
         can = source.config.capabilities()
-        asked = spec.config.needs(key, can) if spec.config is not None else frozenset()
+        asked = spec.config.asks_of(key, can) if spec.config is not None else frozenset()
         lacking = lacks(reference, reference.needs | asked, can)
         if lacking is not None:
             return refuse(lacking)

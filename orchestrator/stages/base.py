@@ -70,7 +70,7 @@ class StageConfig(Config):
         """What a Model that this stage makes can do ("encode_image", ...); checked against what references need."""
         return frozenset()
 
-    def needs(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
+    def asks_of(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
         """What the model at a reference of this stage must be able to do, beside what the field's type names.
 
         Asked when the recipe is compiled, with what the model `can` do, so that a default may be what it can.

@@ -34,12 +34,12 @@ class CurateStage(StageConfig):
     def budget(self) -> Resources:
         return self.resources.spread()
 
-    def needs(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
+    def asks_of(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
         """What the operator at a path wants of a model."""
         if path[0] != "steps":
             return frozenset()
         _, place, field, *_ = path
-        return self.steps[int(place)].needs(str(field), can)
+        return self.steps[int(place)].asks_of(str(field), can)
 
     def external_sources(self) -> list[str]:
         """Outside files that operators read."""

@@ -95,7 +95,7 @@ class EmbedStage(StageConfig):
         possible = [side for side in ("image", "text") if NEEDS[side] in can] or ["image", "text"]
         return tuple(side for side in ("image", "text") if side in (self.of or possible))
 
-    def needs(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
+    def asks_of(self, path: tuple[str | int, ...], can: frozenset[str]) -> frozenset[str]:
         """What fills the arrays that are wanted."""
         return frozenset(NEEDS[array] for array in self.arrays(can)) if path == ("model",) else frozenset()
 

@@ -4,6 +4,7 @@ together by a new index.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -134,7 +135,9 @@ def _append(tar: Tar, data: Dataset, shard: int) -> pa.Table:
             places[f"{member}_offset"].append(offset)
             places[f"{member}_bytes"].append(size)
     index = {name: pa.array(values, pa.uint64()) for name, values in places.items()}
-    index |= {name: binary_column(data.index(name)) for name in ("uid", "image_digest")}
+    digests = b"".join(hashlib.sha256(image).digest()[:16] for image in images)  # an index of headers has none
+    index["uid"] = binary_column(data.index("uid"))
+    index["image_digest"] = binary_column(np.frombuffer(digests, np.uint8).reshape(-1, 16))
     index["shard"] = pa.array([shard] * len(data), pa.uint32())
     index["format"] = pa.array(data.index("format"), pa.uint8())
     for name, column in index.items():
@@ -192,6 +195,7 @@ def _describe(out: Path, selection: Selection, shards: list[tuple[str, int]]) ->
             "rows": int(selection.bounds[-1]),
             "selected": len(selection.dataset),
             "content_digest": upstream["content_digest"],
+            "indexed_by": "content",
             "shards": shards,
             "index": "index.parquet",
             "columns": {"columns": {"file": "columns.parquet", "columns": names}},
