@@ -25,7 +25,8 @@ Matching = Literal["metaclip", "words"]
 MARK = "\0"
 SET_APART = ",.;:?!`"
 AS_BLANKS = "\t\n\r"
-BETWEEN_WORDS = re.compile(rf"(?:[^\w{MARK}]|_)+")
+SIGN = re.compile(rf"[^\w{MARK}]|_")
+ASCII_SIGNS = {n: " " for n in range(128) if SIGN.match(chr(n))}
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -89,7 +90,9 @@ def spaced(text: str) -> str:
 
 def worded(text: str) -> str:
     """A text as lower-case words with one blank between and around them."""
-    return BETWEEN_WORDS.sub(" ", f" {text.casefold()} ")
+    text = text.casefold()
+    text = text.translate(ASCII_SIGNS) if text.isascii() else SIGN.sub(" ", text)
+    return f" {' '.join(text.split())} "
 
 
 def forms(entry: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -64,12 +65,12 @@ class TagConcepts(RowOperator):
 
         def judge(block: Block) -> Verdict:
             texts, found = find(block.column("caption").tolist())
-            bounds = np.searchsorted(texts, np.arange(1, len(block)))
+            bounds, numbers = np.searchsorted(texts, np.arange(len(block) + 1)).tolist(), found.tolist()
             named = np.bincount(found, minlength=len(entries))
             most = np.argsort(-named, kind="stable")[:TOLD].tolist()
             told = {f"'{entries[place]}', at least": int(named[place]) for place in most if named[place]}
             facts = {"samples with a concept": len(np.unique(texts)), "concepts found": len(found)}
-            lists = [values.tolist() for values in np.split(found, bounds)]
+            lists = [numbers[start:stop] for start, stop in pairwise(bounds)]
             return Verdict(columns={"concepts": lists}, counts={**facts, **told})
 
         return judge
