@@ -185,9 +185,10 @@ class Tables:
         return len(self) > NEAR and len(rows) > 0 and int(rows.max()) - int(rows.min()) < NEAR
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        if name not in self._loaded:
-            self._loaded[name] = self._file(self._place(name)).read(columns=[name])[name]
-        return self._loaded[name]
+        with self._lock:  # an opened file is read by one thread at a time
+            if name not in self._loaded:
+                self._loaded[name] = self._file(self._place(name)).read(columns=[name])[name]
+            return self._loaded[name]
 
     def _group(self, name: str, group: int) -> pa.ChunkedArray:
         key = (name, group)

@@ -79,7 +79,7 @@ def test_an_epoch_over_a_quarter_of_the_samples_reads_less_than_three_tenths_of_
         with Loader(quarter, **settings, read="block") as loader:
             for _ in itertools.islice(loader, epochs * len(quarter) // 10):
                 pass
-            num_bytes, requests = loader.traffic
+        num_bytes, requests = loader.traffic  # with what was under way at the end
         on_the_wire = (proxy.sent - indexed) / epochs
         assert proxy.sent - indexed == pytest.approx(num_bytes, rel=0.01)
         assert proxy.count("GET .*00000.tar") - asked == requests
