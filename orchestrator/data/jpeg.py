@@ -16,7 +16,6 @@ Evaluation goes the exact way, as open_clip does (`preprocess.py`); so do all ot
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from io import BytesIO
 from types import ModuleType
 from typing import Literal
@@ -28,9 +27,10 @@ from PIL import Image
 from orchestrator.data.preprocess import decoding
 from orchestrator.data.transforms import Augment, View, smallest_crop
 
-simplejpeg: ModuleType | None = None
-with suppress(ImportError):  # a machine may lack it
+try:
     import simplejpeg
+except ImportError:  # a machine may lack it
+    simplejpeg = None
 
 Decoder = Literal["auto", "pillow"]
 """`auto`: simplejpeg where it is installed."""

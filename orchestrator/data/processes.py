@@ -9,6 +9,7 @@ to import (obstore and compute threads do not survive a fork).
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -92,6 +93,7 @@ class Processes:
         self._threads = [threading.Thread(target=self._listen, args=(c,), daemon=True) for c in self._children]
         for thread in self._threads:
             thread.start()
+        atexit.register(self.close)  # else Python's own end would wait for them
 
     def begin(self, start: int, images: Sequence[np.ndarray]) -> Future[Made]:
         """Have the places of the global batch at a position made, the pixels of each view put into [n, 3, H, W]."""
@@ -117,7 +119,8 @@ class Processes:
         return sum(read), sum(requests)
 
     def close(self) -> None:
-        """End the children."""
+        """End the children. Twice is once."""
+        atexit.unregister(self.close)
         for child in self._children:
             child.ending = True
             self._tell(child, None)
