@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.errors import UserError
+from orchestrator.models.captioner import Captioner
 from orchestrator.models.clip import OpenClipModel
 from orchestrator.models.interface import Model
 
@@ -33,11 +34,15 @@ State = Mapping[str, Tensor]
 def inherit(student: Model, source: Model, mode: str = "manual") -> Model:
     """Fill `student` with weights cut out of `source` (left unchanged); returns `student`.
 
+    A captioner takes its image tower from a CLIP, or all of a captioner of the same structure.
+
     UserError where the rule has no meaning: deeper or wider student, other patch, image or head size, other
     vocabulary, towers of another kind. Warns where the activation functions differ.
     """
     if mode != "manual":
         raise UserError(f"unknown inheritance mode '{mode}'", "The one mode there is, is 'manual'.")
+    if isinstance(student, Captioner) or isinstance(source, Captioner):
+        return _captioner(student, source)
     if not (isinstance(student, OpenClipModel) and isinstance(source, OpenClipModel)):
         raise UserError("weights can be inherited between open_clip models only", "Train this model without init:.")
     _compatible(student, source)
@@ -47,6 +52,26 @@ def inherit(student: Model, source: Model, mode: str = "manual") -> Model:
     equal = all(own[name].shape == given[name].shape for name in own) and own.keys() == given.keys()
     kept = {name: own[name] for name in own.keys() - inherited.keys()}
     student.network.load_state_dict(given if equal else inherited | kept)
+    return student
+
+
+def _captioner(student: Model, source: Model) -> Model:
+    """All of a captioner of the same structure, or the image tower of a CLIP."""
+    if student.structure() == source.structure():
+        student.load_state_dict(source.state_dict())
+        return student
+    if not (isinstance(student, Captioner) and isinstance(source, OpenClipModel)):
+        raise UserError(
+            "a captioner inherits from a captioner of the same shape and options, or its image tower from a CLIP",
+            "Choose such a model, or train without init:.",
+        )
+    own, given = student.network.visual, source.network.visual
+    heads, theirs = _head_size(own), _head_size(given)
+    if heads != theirs:
+        raise UserError(
+            f"the captioner has image head size {heads}, the model it inherits from {theirs}", "Give both the same."
+        )
+    own.load_state_dict(cut(own.state_dict(), given.state_dict(), {"": heads}))
     return student
 
 

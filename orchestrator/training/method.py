@@ -62,7 +62,7 @@ class Build:
         preprocess, tokenizer: the model's; `teacher_preprocess`, `teacher_tokenizer`: the teacher's. A method whose
             teacher sees the student's batch refuses the pairs that do not fit.
         stored: the teacher's features where they were computed before the training; `teacher` is None then.
-        inherited: whether `model` has weights of the stage's `init`.
+        inherited: whether `init` gave `model` the weights of a model of its own kind.
         captions: at most so many captions of the training data, the same ones each time, spread over all of it: for a
             method that prepares itself by what they speak of.
     """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,7 +16,7 @@ from orchestrator.errors import StageError
 from orchestrator.training.checkpoint import BackgroundWriter, from_bytes, to_bytes
 from orchestrator.training.config import TrainSettings
 from orchestrator.training.optim import build_optimizer, clip_gradients, parameters_of, set_learning_rate
-from orchestrator.training.schedule import rate
+from orchestrator.training.schedule import Steps, rate
 from orchestrator.training.types import Group
 
 TOTAL, BATCH, WARMUP = 1000, 10, 100
@@ -42,6 +44,21 @@ def test_schedule_follows_samples(samples, shape, expected):
 def test_schedule_without_warmup_starts_at_the_peak_and_a_longer_one_never_ends():
     assert rate(0, peak=2.0, batch=BATCH, total=TOTAL, warmup=0, shape="cosine") == 2.0
     assert rate(990, peak=1.0, batch=BATCH, total=TOTAL, warmup=2000, shape="cosine") == 0.5
+
+
+def test_exponential_schedule_has_the_official_rates():
+    shape = Steps(factor=0.9, period=500_000, floor=1e-6, first=1e-6)  # 5,000 steps an epoch
+
+    def at(samples: int, warmup: int) -> float:
+        return rate(samples, peak=3e-4, batch=100, total=10**8, warmup=warmup, shape=shape)
+
+    folder = Path(__file__).parent.parent / "reference" / "tldr"
+    cases = np.load(folder / "cases.npz")
+    found = [at(int(epoch) * 500_000 + 123_400, warmup=0) for epoch in cases["lr_step/inputs/epochs"]]
+    assert found == pytest.approx(cases["lr_step/expected/lr"].tolist(), rel=1e-9)
+    within = cases["lr_warmup/inputs/steps"] < 5000
+    found = [at(100 * int(step), warmup=300_000) for step in cases["lr_warmup/inputs/steps"][within]]
+    assert found == pytest.approx(cases["lr_warmup/expected/lr"][within].tolist(), rel=1e-9)
 
 
 def test_groups_keep_their_decay_and_learning_rate_scale():

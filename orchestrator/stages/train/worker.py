@@ -148,7 +148,7 @@ def _build(
     model = runner.make_model(config.method, config.model.open_clip, config.seed)
     preprocess = Preprocess(config.model.image_size)
     tokenizer = Tokenizer(context_length=config.model.context_length)
-    teacher = teacher_preprocess = teacher_tokenizer = None
+    teacher = teacher_preprocess = teacher_tokenizer = source = None
     if config.init is not None:
         source, preprocess, _ = load_input(job.inputs, job.names, "init.from", "cpu")
         inherit(model, source, config.init.mode)
@@ -173,7 +173,7 @@ def _build(
         teacher_preprocess=teacher_preprocess,
         teacher_tokenizer=teacher_tokenizer,
         stored=stored,
-        inherited=config.init is not None,
+        inherited=type(source) is type(model),
         captions=lambda limit: _captions(dataset, config, tokenizer, limit),
     )
     return runner(config.method, build).to(world.device), preprocess, tokenizer
