@@ -1,9 +1,9 @@
-"""How fast are concepts found in captions: captions a second on one core, by the size of the list and the way of matching?
+"""How fast are concepts found in captions: captions a second on one core, by the size of the list and the matching?
 
-Captions and concepts are made of pseudo-words: words are drawn by Zipf's law from a vocabulary, ten or so a caption (58
-characters), and entries are one to three words of the same vocabulary, so entries overlap and nest as real ones do.
-Times are CPU seconds of this process, a block of 8,192 captions at a time as the `tag_concepts` operator does it,
-from texts to lists of numbers; the automaton is built once, apart. Real captions with fewer or more hits differ.
+Captions and concepts are made of pseudo-words: words are drawn by Zipf's law from a vocabulary, ten or so a caption
+(about 60 characters), and entries are one to three words of the same vocabulary, so entries overlap and nest as real
+ones do. Times are CPU seconds of this process, a block of 8,192 captions at a time as the `tag_concepts` operator does
+it, from texts to lists of numbers; the automaton is built once, apart. Real captions with fewer or more hits differ.
 
     python -m benchmarks.concepts
 """

@@ -31,7 +31,7 @@ class MatchScore(RowOperator):
     batch: Execution[Annotated[int, Field(ge=1)]] = 64
     """Pairs the model sees at once."""
 
-    def needs(self, field: str, can: frozenset[str]) -> frozenset[str]:
+    def asks_of(self, field: str, can: frozenset[str]) -> frozenset[str]:
         """One of the two."""
         return frozenset() if can & set(WAYS) else frozenset(WAYS[:1])
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -49,3 +49,10 @@ class Lookup:
         there = self._ids[places] == wanted if len(self._ids) else np.zeros(len(wanted), bool)
         there &= wanted != ""
         return there, {name: values[places[there]] for name, values in self._values.items()}
+
+    def all(self, wanted: np.ndarray, column: str) -> Iterator[tuple[int, Any]]:
+        """Every value of each id [n] that is there: the id's place, and the value; of one id in the file's order."""
+        first, last = (np.searchsorted(self._ids, wanted, side) for side in ("left", "right"))
+        for place in np.flatnonzero((wanted != "") & (first < last)).tolist():
+            for value in self._values[column][first[place] : last[place]]:
+                yield place, value
