@@ -131,6 +131,6 @@ def test_match_score_says_by_what_it_judged(pairs, model, way):
 def test_a_stage_asks_of_a_model_what_its_operators_need():
     steps = [{"clip_score": {"model": "m"}}, {"match_score": {"model": "m"}}]
     stage = CurateStage.model_validate({"data": "d", "steps": steps})
-    assert stage.needs(("steps", 1, "model"), frozenset({"encode_image"})) == {"match"}
-    assert stage.needs(("steps", 1, "model"), frozenset({"likelihood"})) == frozenset()
-    assert stage.needs(("data",), frozenset()) == frozenset()
+    assert stage.asks_of(("steps", 1, "model"), frozenset({"encode_image"})) == {"match"}
+    assert stage.asks_of(("steps", 1, "model"), frozenset({"likelihood"})) == frozenset()
+    assert stage.asks_of(("data",), frozenset()) == frozenset()
