@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from orchestrator.api import load_model, submit
 
 __all__ = ["load_model", "submit"]
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 
 def __getattr__(name: str) -> Any:
