@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.models.block import Block, PatchDropout
+from orchestrator.models.captioner import Captioner
 from orchestrator.models.clip import OpenClipModel
 from orchestrator.models.interface import Model
 
@@ -65,6 +66,25 @@ def forward_flops(model: Model, images: int = 0, tokens: Tensor | None = None) -
         return 0.0, 0.0
     text = 0.0 if tokens is None else _text(model, tokens)
     return images * _one_image(model) if images else 0.0, text
+
+
+def captioner_flops(model: Captioner, images: int, tokens: Tensor) -> float:
+    """Operations of a captioner's forward pass over images and their captions [B, T], padding read but not
+    predicted.
+    """
+    visual, text = model.network.visual, model.text_tower
+    patches, width, seen_width = (
+        visual.grid_size[0] * visual.grid_size[1],
+        text.transformer.width,
+        visual.transformer.width,
+    )
+    seen, steps = 1 + patches, tokens.shape[1] - 1
+    image = 2 * patches * visual.conv1.weight.numel() + _stack(visual.transformer, seen, read=False)
+    book = 2 * seen * seen_width * model.book.codes
+    cross = 4 * width * (steps * width + seen * seen_width + steps * seen)
+    caption = _stack(text.transformer, steps, read=False) + len(text.transformer.resblocks) * cross
+    predicted = float(tokens.argmax(dim=1).sum())
+    return images * (image + book + caption) + predicted * 2 * text.token_embedding.weight.numel()
 
 
 def _text(model: OpenClipModel, tokens: Tensor) -> float:

@@ -151,6 +151,17 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(smoothing):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
+def test_arithmetic_is_what_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from orchestrator.models.flops import CPU_ATTENTION
+
+    trained = method()
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.no_grad():
+        trained.encode(pairs())
+    assert 3 * counter.get_total_flops() == pytest.approx(trained.flops(pairs()), rel=0.02)
+
+
 def test_perplexity_counts_equally_frequent_codes():
     assert perplexity(usage(torch.tensor([[0, 1, 2, 3]]), 8, World())).item() == pytest.approx(4)
     assert perplexity(usage(torch.tensor([[5, 5]]), 8, World())).item() == pytest.approx(1)

@@ -18,6 +18,8 @@ from orchestrator.methods.captioner import config as options
 from orchestrator.methods.captioner.keywords import keywords
 from orchestrator.methods.captioner.loss import codebook_loss, language_modelling, perplexity, usage
 from orchestrator.models.captioner import Book, Captioner
+from orchestrator.models.flops import captioner_flops
+from orchestrator.training.flops import TRAINED
 from orchestrator.training.gather import gather
 from orchestrator.training.method import Build, Features, LossOutput, Method
 from orchestrator.training.types import Batch
@@ -79,6 +81,10 @@ class CaptionerMethod(Method):
             self._revival = dead, gather(features["spare"].detach(), self.world)
         terms = {"lm": config.lm_weight * lm, "emb": config.emb_weight * emb}
         return LossOutput(terms, {"perplexity": perplexity(shares), "alive": alive})
+
+    def flops(self, batch: Batch) -> float:
+        """Three forward passes: the backward pass is worth two."""
+        return TRAINED * captioner_flops(self.model, len(batch), batch.tokens[0])
 
     @torch.no_grad()
     def on_step_end(self, samples: int) -> None:
