@@ -159,7 +159,7 @@ class Tokenizer:
         return " ".join(words[:kept])
 
     def spell(self, ids: Sequence[int]) -> str:
-        """The text that token ids [L] stand for, up to the end-of-text token; words are in lower case, a blank apart."""
+        """The text that token ids [L] stand for, up to the end-of-text token; words in lower case, a blank apart."""
         if self.name != "clip-bpe":
             return _wordpiece(self.name).decode(list(ids), skip_special_tokens=True)
         bpe = _bpe()
