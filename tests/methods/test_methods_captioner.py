@@ -21,6 +21,7 @@ from orchestrator.models.config import ModelSpec
 from orchestrator.models.inheritance import inherit
 from orchestrator.models.open_clip_bridge import create
 from orchestrator.models.quantiser import Codebook
+from orchestrator.stages.train.config import Pretrain
 from orchestrator.training.gradient_cache import Encoder, forward_backward
 from orchestrator.training.method import Build
 from orchestrator.training.types import Batch, World
@@ -318,6 +319,13 @@ def test_it_inherits_a_clip_image_tower_or_all_of_its_like():
 def test_shapes_it_cannot_train_are_refused_when_a_recipe_is_read(changes, options, reason):
     with pytest.raises(ValueError, match=reason):
         Options(**options).check(ModelSpec(open_clip=SHAPE | changes))
+
+
+def test_a_stage_that_validates_by_comparing_with_texts_is_refused():
+    stage = {"data": "pairs", "model": {"open_clip": SHAPE}, "method": "captioner", "steps": 3}
+    assert Pretrain.model_validate(stage).capabilities() == Captioner.capabilities
+    with pytest.raises(ValueError, match="captioner cannot"):
+        Pretrain.model_validate(stage | {"validation": {"every_samples": 100}})
 
 
 def test_smoke_options_fit_the_smoke_shape():

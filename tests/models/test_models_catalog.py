@@ -37,7 +37,7 @@ def tiny(**changes: object) -> dict:
 def test_shipped_and_open_clip_shapes_resolve():
     assert catalog.resolve("emoji-96x4")["vision_cfg"]["width"] == 96
     assert catalog.resolve("ViT-B-32")["embed_dim"] == 512
-    assert catalog.shipped() == ["emoji-64x3", "emoji-96x3", "emoji-96x4", "tiny"]
+    assert catalog.shipped() == ["captioner-64x4", "emoji-64x3", "emoji-96x3", "emoji-96x4", "tiny"]
 
 
 @pytest.mark.parametrize("name", [*catalog.shipped(), "ViT-B-32", "RN50", "ViT-B-32-quickgelu", "EVA02-B-16"])
@@ -50,7 +50,7 @@ def test_usable_shapes_pass_the_check(name):
     [
         ("emoji-96x5", "Did you mean 'emoji-96x4'?"),
         ("vit-b-32", "Did you mean 'ViT-B-32'?"),
-        ("nothing like it", "Shipped: emoji-64x3"),
+        ("nothing like it", "Shipped: captioner-64x4"),
         ("coca_ViT-B-32", "generative models"),
         ("ViT-B-16-SigLIP", "tokenizer other than CLIP's"),
         ({"open_clip": {"embed_dim": 3}}, "needs 'vision_cfg'"),
