@@ -13,7 +13,7 @@ from PIL import Image
 
 from orchestrator.data.build import openclipart, tuxpaint, wesnoth
 from orchestrator.data.build.archives import unpack
-from orchestrator.data.build.captions import Annotation, language
+from orchestrator.data.build.captions import language
 
 SVG = """<svg xmlns="http://www.w3.org/2000/svg"><metadata>
 <rdf:RDF xmlns:cc="http://web.resource.org/cc/" xmlns:dc="http://purl.org/dc/elements/1.1/"
@@ -93,13 +93,14 @@ def test_stamps_are_their_png_or_drawn_in_proportion(size: str, expected: tuple[
 
 UNITS = """#textdomain wesnoth-units
 #define PATH
-units/dune/
-#enddef
+units/dune/#enddef
+#define ARCHER
+{PATH}archer.png~RC(magenta>red)#enddef
 [unit_type]
     id=Dune Archer
     name= _ "female^Dune Archer"
     race=dunefolk # a comment
-    image="{PATH}archer.png~RC(magenta>red)"
+    image="{ARCHER}"
     profile=portraits/archer.png
     description= _ "Says ""no"".
 [unit_type]
@@ -128,7 +129,7 @@ def test_units_are_read_with_their_own_attributes_alone(tmp_path: Path) -> None:
         "description": 'Says "no".\n[unit_type]\nis not a tag in here.',
         "cost": "{COST 17}",
     }
-    assert wesnoth.english_name(unit) == "Dune Archer"
+    assert wesnoth.name_of(unit["name"]) == "Dune Archer"
     assert wesnoth.find(unit["image"], [tmp_path]) is None
     (tmp_path / "b/units/dune").mkdir(parents=True)
     (tmp_path / "b/units/dune/archer.png").touch()
@@ -152,11 +153,8 @@ def test_a_locale_says_what_it_translates_and_borrows_from_no_other(tmp_path: Pa
     unit = {"textdomain": "units", "name": "female^Archer", "description": "She shoots."}
     write_mo(tmp_path / "pt/LC_MESSAGES/units.mo", {"She shoots.": "Ela atira.", "female^Archer": "Arqueira"})
     (tmp_path / "pt_BR/LC_MESSAGES").mkdir(parents=True)
-    described = {"archer": unit, "other": {**unit, "textdomain": "else"}}
-    assert wesnoth.translations(tmp_path / "pt", described) == {
-        "archer": Annotation("Arqueira", description="Ela atira.")
-    }
-    assert wesnoth.translations(tmp_path / "pt_BR", described) == {}
+    assert wesnoth.translations(tmp_path, unit) == {"pt": {"original": "Ela atira.", "short": "Arqueira"}}
+    assert wesnoth.translations(tmp_path, {**unit, "textdomain": "another"}) == {}
 
 
 @pytest.mark.skipif(not Path("/usr/bin/dpkg-deb").exists(), reason="needs dpkg-deb")

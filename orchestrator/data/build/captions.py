@@ -1,7 +1,8 @@
-"""`captions.parquet`: what a set's concepts are called in other languages, beside its shards.
+"""Captions in other languages: what locales are called, and the table beside the shards of a set.
 
-One row a concept and language, one row group a language; the rows belong to samples by `concept`. The sample itself
-carries its one primary caption.
+A set with few samples has every language in their json, where indexing finds them (`captions: {de: ...}`). One that
+draws the same concepts in many styles has `captions.parquet`: one row a concept and language, one row group a
+language; the rows belong to samples by `concept`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from orchestrator.data.build.shards import file_sha256
 
 NAME = "captions.parquet"
+MODIFIERS = {"latin": "Latn", "shaw": "Shaw", "ijekavian": "ijekavsk", "ijekavianlatin": "Latn-ijekavsk"}
+"""Of gettext locales, where BCP 47 spells them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,13 @@ class Annotation:
     """What is said of one thing in one language."""
 
     name: str
-    keywords: tuple[str, ...] = ()
-    description: str | None = None
+    keywords: tuple[str, ...]
 
 
 def language(locale: str) -> str:
-    """A gettext locale (`pt_BR`, `ca@valencia`) as a BCP 47 language tag (`pt-BR`, `ca-valencia`)."""
-    return locale.replace("@latin", "-Latn").replace("@", "-").replace("_", "-")
+    """A gettext locale (`pt_BR`, `sr@latin`) as a BCP 47 language tag (`pt-BR`, `sr-Latn`)."""
+    base, _, modifier = locale.partition("@")
+    return "-".join([base.replace("_", "-"), *([MODIFIERS.get(modifier, modifier)] if modifier else [])])
 
 
 def write_captions(
@@ -35,20 +38,19 @@ def write_captions(
 ) -> dict[str, int]:
     """Write the table, rows by language, then concept; returns rows per language, where there are any.
 
-    `concepts`: what `locales` are keyed by -> concept id. Descriptions have a column where there are any.
+    `concepts`: what `locales` are keyed by -> concept id.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"concept": pa.string(), "lang": pa.string(), "name": pa.string(), "keywords": pa.list_(pa.string())}
-    if any(text.description is not None for texts in locales.values() for text in texts.values()):
-        columns["description"] = pa.string()
-    schema = pa.schema(columns)
+    schema = pa.schema(
+        {"concept": pa.string(), "lang": pa.string(), "name": pa.string(), "keywords": pa.list_(pa.string())}
+    )
     rows_of = {}
     with pq.ParquetWriter(path, schema, compression="zstd", compression_level=12) as writer:
         for lang, texts in locales.items():
             rows = [
-                {"concept": concept, "lang": lang, **vars(texts[key])}
+                {"concept": concept, "lang": lang, "name": texts[key].name, "keywords": list(texts[key].keywords)}
                 for concept, key in sorted((concept, key) for key, concept in concepts.items())
                 if key in texts
             ]

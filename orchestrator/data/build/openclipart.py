@@ -1,7 +1,7 @@
 """Open Clip Art 0.18: 8,121 drawings as strangers uploaded them, from its Debian packages. Dirty on purpose.
 
 Nothing is mended, since finding what is wrong is curation's work, and saying why. Pictures are the packages' own PNG
-bytes, from three pixels to 169 million (decompression bombs). Links to another picture become copies of it, so there
+bytes, from 6 pixels to 623 million (decompression bombs). Links to another picture become copies of it, so there
 are exact duplicates under other captions. Captions are the titles as they stand: file names, addresses, "card" 226
 times, or nothing at all. The folder is `category` and `subcategory`; tags are keywords, a description is the long
 caption; `source.link` says where a link led.

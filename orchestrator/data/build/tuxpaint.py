@@ -1,20 +1,22 @@
 """Tux Paint's stamps: 950 photographs and drawings with a sentence about each, in 78 languages.
 
 The sentences were written and translated by people, with the noise that brings: riddles in place of descriptions,
-captions that many pictures share, translations of something else. English is in the samples, every language in
-`captions.parquet`. The folder is `category` and `subcategory`; `concept` is the stamp, which has one picture.
+captions that many pictures share, translations of something else. English is the primary caption, the json has every
+language. The folder is `category` and `subcategory`; `concept` is the stamp, which has one picture.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.build import Builder, captions
+from orchestrator.data.build import Builder
 from orchestrator.data.build.archives import Archive, unpack
+from orchestrator.data.build.captions import language
 from orchestrator.data.build.icons import rasterise, to_webp
 from orchestrator.data.build.notice import notice
 from orchestrator.data.build.processes import WORK
@@ -42,7 +44,7 @@ def texts(document: str) -> dict[str, str]:
     found = {"en": first.strip()}
     for line in lines:
         if (match := TRANSLATION.fullmatch(line)) and match[2].strip():
-            found[captions.language(match[1])] = match[2].strip()
+            found[language(match[1])] = match[2].strip()
     return found
 
 
@@ -64,34 +66,24 @@ def write(folder: Path, files: Mapping[str, Path], say: Callable[[str], None]) -
         if any(path.with_suffix(suffix).is_file() for suffix in (".png", ".svg"))
     }
     say(f"tuxpaint: {len(found):,} stamps")
-    samples = [sample(root / name, name, found[name]["en"]) for name in shuffled(found, SEED)]
-    shards = write_shards(folder, "tuxpaint", samples, len(samples), 1000)
-    languages = sorted({language for said in found.values() for language in said})
-    locales = {
-        language: {name: captions.Annotation(said[language]) for name, said in found.items() if language in said}
-        for language in languages
-    }
-    table = folder / captions.NAME
-    rows_of = captions.write_captions(table, {name: concept(name) for name in found}, locales)
+    samples = (sample(root / name, name, found[name]) for name in shuffled(found, SEED))
+    shards = write_shards(folder, "tuxpaint", samples, len(found), 1000)
     changes = f"drawings rasterised to {SVG_SIDE} pixels and stored as lossless WebP; sounds left out."
     (folder / "NOTICE").write_text(notice("tuxpaint", [ARCHIVE], changes), encoding="utf-8")
-    return {"samples": len(samples), "concepts": len(found), "shards": shards, **captions.facts(table, rows_of)}
+    languages = Counter(language for said in found.values() for language in said)
+    return {"samples": len(found), "languages": dict(sorted(languages.items())), "shards": shards}
 
 
-def concept(name: str) -> str:
-    """The id of a stamp: its path, since names of files come back from folder to folder."""
-    return name.replace("/", ".")
-
-
-def sample(stamp: Path, name: str, english: str) -> dict[str, bytes]:
-    """The sample of one stamp: its path without suffix, and that below the root of the stamps."""
+def sample(stamp: Path, name: str, said: Mapping[str, str]) -> dict[str, bytes]:
+    """The sample of one stamp: its path without suffix, that below the root of the stamps, its captions."""
     suffix, image = picture(stamp)
     category, _, subcategory = name.rpartition("/")[0].partition("/")
     record = {
-        "concept": concept(name),
+        "concept": name.replace("/", "."),  # names of files come back from folder to folder
         "category": category,
         **({"subcategory": subcategory} if subcategory else {}),
         "lang": "en",
+        "captions": {language: text for language, text in said.items() if language != "en"},
         "source": {
             "package": ARCHIVE.package,
             "version": ARCHIVE.version,
@@ -100,7 +92,7 @@ def sample(stamp: Path, name: str, english: str) -> dict[str, bytes]:
         },
         "sha256": hashlib.sha256(image).hexdigest(),
     }
-    return {suffix: image, "txt": english.encode(), "json": to_json(record)}
+    return {suffix: image, "txt": said["en"].encode(), "json": to_json(record)}
 
 
 TUXPAINT = Builder(

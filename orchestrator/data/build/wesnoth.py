@@ -1,8 +1,8 @@
-"""Battle for Wesnoth's units: a sprite and a painted portrait of each, with a paragraph about it, in 58 languages.
+"""Battle for Wesnoth's units: a sprite and a portrait of each, with a paragraph about it, in up to 48 languages.
 
 Captions are long (70 words in the middle, 340 at most), so text towers really cut them off; the unit's name is the
-short caption. `concept` is the unit, `style` is sprite or portrait, `category` is its race. English is in the samples,
-every language in `captions.parquet`.
+short caption. `concept` is the unit, `style` is sprite or portrait, `category` is its race. English is the primary
+caption, the json has every language.
 
 Units are described in WML, the game's own format, of which `units` reads as much as is needed.
 """
@@ -14,11 +14,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.build import Builder, captions
+from orchestrator.data.build import Builder
 from orchestrator.data.build.archives import Archive, unpack
+from orchestrator.data.build.captions import language
 from orchestrator.data.build.cldr import slug
 from orchestrator.data.build.notice import notice
 from orchestrator.data.build.processes import WORK
@@ -43,15 +45,18 @@ TOKEN = re.compile(
     r"|^#textdomain[ \t]+(?P<domain>\S+)",
     re.MULTILINE,
 )
-MACRO = re.compile(r"^#define (\w+)\n(.*)\n\s*#enddef", re.MULTILINE)
+MACRO = re.compile(r"^#define (\w+)\n(.*)#enddef", re.MULTILINE)
 
 
 def units(document: str) -> Iterator[dict[str, str]]:
     """The units that a WML file defines: their own attributes, and `textdomain`, under which they are translated.
 
-    Names that the file defines itself, `{PATH}`, are replaced by what they stand for.
+    Names that the file itself defines in one line, `{PATH}`, are replaced by what they stand for.
     """
-    macros = {match[1]: match[2].strip() for match in MACRO.finditer(document)}
+    macros: dict[str, str] = {}
+    expand = partial(re.sub, r"\{(\w+)\}", lambda name: macros.get(name[1], name[0]))
+    for name, body in MACRO.findall(document):
+        macros[name] = expand(body.strip())
     domain, tags, unit = "wesnoth", list[str](), dict[str, str]()
     for token in TOKEN.finditer(document):
         if token["domain"]:
@@ -66,7 +71,7 @@ def units(document: str) -> Iterator[dict[str, str]]:
             del tags[-1:]
         elif tags == ["unit_type"]:
             value = token["bare"].strip() if token["quoted"] is None else token["quoted"].replace('""', '"')
-            unit.setdefault(token["key"], re.sub(r"\{(\w+)\}", lambda name: macros.get(name[1], name[0]), value))
+            unit.setdefault(token["key"], expand(value))
 
 
 def find(picture: str, roots: Sequence[Path]) -> Path | None:
@@ -75,26 +80,22 @@ def find(picture: str, roots: Sequence[Path]) -> Path | None:
     return next((root / name for root in roots if name and (root / name).is_file()), None)
 
 
-def english_name(unit: Mapping[str, str]) -> str:
-    """A unit's name, without the hint for translators before it (`female^Elvish Druid`)."""
-    return unit["name"].rpartition("^")[2]
+def name_of(text: str) -> str:
+    """A unit's name without the hint for translators before it (`female^Elvish Druid`)."""
+    return text.rpartition("^")[2]
 
 
-def translations(locale: Path, described: Mapping[str, Mapping[str, str]]) -> dict[str, captions.Annotation]:
-    """Concept -> what one locale's folder says of it, for the descriptions that are translated."""
-    catalogues: dict[str, gettext.NullTranslations] = {}
+def translations(locales: Path, unit: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Language -> description (`original`) and name (`short`) of a unit, for those that translate the description."""
     found = {}
-    for concept, unit in described.items():
-        domain = unit["textdomain"]
-        if domain not in catalogues:
-            catalogues[domain] = _catalogue(locale / "LC_MESSAGES" / f"{domain}.mo")
-        translate = catalogues[domain].gettext
+    for locale in sorted(locales.iterdir()):
+        translate = _catalogue(locale / "LC_MESSAGES" / f"{unit['textdomain']}.mo").gettext
         if (description := translate(unit["description"])) != unit["description"]:
-            name = translate(unit["name"]).rpartition("^")[2]
-            found[concept] = captions.Annotation(name, description=description)
+            found[language(locale.name)] = {"original": description, "short": name_of(translate(unit["name"]))}
     return found
 
 
+@cache
 def _catalogue(file: Path) -> gettext.NullTranslations:
     if not file.is_file():
         return gettext.NullTranslations()
@@ -119,37 +120,36 @@ def write(folder: Path, files: Mapping[str, Path], say: Callable[[str], None]) -
         if (path := find(unit.get(attribute, ""), roots))
     }
     say(f"wesnoth: {len(pictures)} pictures of {len(described)} units")
-    samples = [
-        _sample(described[concept], concept, style, path, path.relative_to(game).as_posix())
+    said = {concept: translations(game / "locale", described[concept]) for concept, _, _ in pictures.values()}
+    samples = (
+        sample(described[concept], concept, style, path, path.relative_to(game).as_posix(), said[concept])
         for concept, style, path in (pictures[key] for key in shuffled(pictures, SEED))
-    ]
-    shards = write_shards(folder, "wesnoth", samples, len(samples), 1000)
-    seen = {concept: described[concept] for concept in sorted({concept for concept, _, _ in pictures.values()})}
-    english = {c: captions.Annotation(english_name(u), description=u["description"]) for c, u in seen.items()}
-    locales = {captions.language(path.name): translations(path, seen) for path in (game / "locale").iterdir()}
-    locales = {"en": english, **{language: locales[language] for language in sorted(locales)}}
-    table = folder / captions.NAME
-    rows_of = captions.write_captions(table, {concept: concept for concept in seen}, locales)
-    (folder / "NOTICE").write_text(notice("wesnoth", [ARCHIVE], "pictures and texts of units chosen."), "utf-8")
-    styles = Counter(style for _, style, _ in pictures.values())
+    )
+    shards = write_shards(folder, "wesnoth", samples, len(pictures), 1000)
+    changes = "pictures and texts of units chosen, others left out."
+    (folder / "NOTICE").write_text(notice("wesnoth", [ARCHIVE], changes), encoding="utf-8")
+    languages = Counter(language for texts in said.values() for language in ("en", *texts))
     return {
-        "samples": len(samples),
-        "dropped": {"no picture": len(described) - len(seen)},
-        "concepts": len(seen),
-        "styles": dict(sorted(styles.items())),
+        "samples": len(pictures),
+        "dropped": {"no picture": len(described) - len(said)},
+        "concepts": len(said),
+        "styles": dict(sorted(Counter(style for _, style, _ in pictures.values()).items())),
+        "languages": dict(sorted(languages.items())),
         "shards": shards,
-        **captions.facts(table, rows_of),
     }
 
 
-def _sample(unit: Mapping[str, str], concept: str, style: str, picture: Path, path: str) -> dict[str, bytes]:
+def sample(
+    unit: Mapping[str, str], concept: str, style: str, picture: Path, path: str, said: Mapping[str, Mapping[str, str]]
+) -> dict[str, bytes]:
+    """The sample of one picture; `path` is its place in the game, `said` the unit's translations."""
     image = picture.read_bytes()
     record = {
         "concept": concept,
         "style": style,
         **({"category": unit["race"]} if "race" in unit else {}),
         "lang": "en",
-        "captions": {"short": english_name(unit)},
+        "captions": {"short": name_of(unit["name"]), **said},
         "source": {
             "package": ARCHIVE.package,
             "version": ARCHIVE.version,
@@ -163,7 +163,7 @@ def _sample(unit: Mapping[str, str], concept: str, style: str, picture: Path, pa
 
 WESNOTH = Builder(
     name="wesnoth",
-    description="Sprites and portraits of 280 fantasy units, with a paragraph about each in up to 58 languages.",
+    description="Sprites and portraits of 278 fantasy units, with a paragraph about each in up to 48 languages.",
     licence=ARCHIVE.licence,
     archives={"game": ARCHIVE},
     write=write,
