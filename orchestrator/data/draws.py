@@ -28,7 +28,7 @@ def integer(seed: int, purpose: str, *parts: int | str) -> int:
 
 
 def hashes(seed: int, purpose: str, uids: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
-    """64 bits for each of many samples [n] (data/dataset.py `IDENTITY`), with a number [n] of each if given: uint64 [n].
+    """64 bits for each of many samples [n] (data/dataset.py `IDENTITY`), and a number [n] of each: uint64 [n].
 
     They order samples by chance, whatever order they come in. The ids, which are digests themselves, are mixed with a
     key by SplitMix64's finaliser: a hundred times as fast as `integer` for each.
