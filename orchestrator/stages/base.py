@@ -30,7 +30,7 @@ class ResourceConfig(Config):
     memory_gb: float | None = None
     """Memory to reserve, in GB."""
     workers: int = 1
-    """Training processes (ranks). The global batch stays what `batch` says."""
+    """Processes: a training's ranks, which share `batch`, or those that go over a data set's blocks."""
 
     def resolve(self) -> Resources:
         """As the plan's type."""
