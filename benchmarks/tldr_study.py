@@ -8,7 +8,8 @@ of code histograms, and the captioner's caption behind the original). A seed dec
 and the order. Compared at equal samples seen; the two quarters also at equal epochs, as the paper does, with a quarter
 of the samples. Everybody is judged on the same held-out drawings: zero-shot classification among the names of all
 concepts that are trained on, and retrieval. `clip` trains CLIPs; `tinyclip` distils students from one teacher that saw
-all the data. Captioner, codes, captions (and the teacher) are made once and not counted; what they took is printed.
+all the data. Captioner (its image tower starts from a CLIP's), codes, captions and the teacher are made once and not
+counted; what they took is printed.
 
 All runs are stages of one recipe, which is written into the work folder: submitting again goes on.
 """
@@ -44,12 +45,23 @@ def recipe(options: argparse.Namespace) -> dict[str, Any]:
             "split": {"ood_style": None, "unseen": 0.02, "held": options.held},
         },
         "clean": {"kind": "curate", "data": "pairs", "split": "train", "steps": ["dedup"], "resources": {"cpus": 2}},
+        "eyes": {
+            "kind": "pretrain",
+            "data": "clean",
+            "model": "captioner-64x4",
+            "samples": options.captioner_samples,
+            "resources": {"cpus": 2},
+        },
         "captioner": {
             "kind": "pretrain",
             "data": "clean",
             "model": "captioner-64x4",
-            "method": {"captioner": {"codes": options.codes, "vocabulary": 4096}},
+            "init": {"from": "eyes"},
+            "method": {
+                "captioner": {"codes": options.codes, "vocabulary": 4096, "beta_weighs": "tokens", "beta": 0.01}
+            },
             "samples": options.captioner_samples,
+            "learning_rate": 2.0e-3,
             "weight_decay": 0.05,
             "resources": {"cpus": 2},
         },
@@ -238,7 +250,7 @@ def figures(result: Any, options: argparse.Namespace) -> dict[str, Any]:
             + ", ".join("never" if s is None else f"{s:,.0f}" for s in reached)
             + " samples"
         )
-    built = {n: made[n].wall_s for n in ("captioner", "codes", "captioned", "teacher") if n in made}
+    built = {n: made[n].wall_s for n in ("eyes", "captioner", "codes", "captioned", "teacher") if n in made}
     print("  made once, not counted:", ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in built.items()))
     return {"study": options.study, "sizes": sizes, "goal": goal, "table": table, "runs": runs, "made_once_s": built}
 
