@@ -84,7 +84,8 @@ def test_the_funnel_counts_every_dropped_sample_with_its_reason(tmp_path):
     assert second["options"] == {"pixels": 8, "of": "stored"}
     examples = {uid for step in report["steps"] for found in step["examples"].values() for uid in found}
     assert examples == set(before.uids) - set(after.uids)
-    assert outcome.metrics == {"samples": 11.0, "dropped": 3.0, "samples_train": 11.0}
+    kept = {"kept/0-dedup": 12.0, "kept/1-min_size": 11.0}
+    assert outcome.metrics == {"samples": 11.0, "dropped": 3.0, "samples_train": 11.0, **kept}
 
 
 def test_a_curated_dataset_reads_through_to_its_shards_and_columns_and_holds_no_copy(tmp_path):

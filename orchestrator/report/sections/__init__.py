@@ -37,6 +37,6 @@ SECTIONS = (
     Section("What the models retrieve", ("evaluate",), "retrieval:show"),
     Section("Training", ("pretrain", "distill", "finetune"), "training:show"),
     Section("Embeddings", ("embed",), "embeddings:show"),
-    Section("Data", ("dataset",), "data:show"),
+    Section("Data", ("dataset", "materialize"), "data:show"),
     Section("What was dropped, and why", (), "curation:show"),
 )

@@ -59,6 +59,7 @@ def run(ctx: StageContext) -> Outcome:
             f"'{empty['operator']}' left no sample of {empty['in']}", f"loosen its options: {empty['dropped']}"
         )
     metrics = {"samples": float(assembly.selected), "dropped": float(max(0, assembly.before - report["kept"]))}
+    metrics |= {f"kept/{n}-{step['operator']}": float(step["kept"]) for n, step in enumerate(report["steps"])}
     metrics |= {f"samples_{split}": float(count) for split, count in sorted(assembly.splits.items())}
     seconds = {
         f"{place} {name}": round(step.seconds, 3)
