@@ -10,7 +10,6 @@ to import (obstore and compute threads do not survive a fork).
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
 import threading
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from orchestrator.data.children import ForkServer
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.making import Made, Maker, Wanted
 from orchestrator.errors import DataError
@@ -68,7 +68,7 @@ class Processes:
         slots: int,
         cache_bytes: int,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
+        context = ForkServer()
         context.set_forkserver_preload([__name__])
         edges = [places.start + len(places) * n // processes for n in range(processes + 1)]
         parts = [range(a, b) for a, b in pairwise(edges) if a < b]

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from typing import Any
 
+from orchestrator.data.children import Spawn, end_with_parent
 from orchestrator.data.source import Batch, copy_in, in_turn, index_batch, prepare
 from orchestrator.errors import OrchError
 from orchestrator.io.environment import Environment
@@ -50,7 +49,7 @@ def over_cores(batches: Sequence[Batch], small: int = SMALL_BYTES) -> Generator[
         yield from in_turn(batches)
         return
     waiting = iter(batches)
-    pool = ProcessPoolExecutor(cores, get_context("spawn"), _live_with_parent)
+    pool = ProcessPoolExecutor(cores, Spawn(), _live_with_parent)
     try:
         running = {pool.submit(index_batch, batch) for batch in islice(waiting, 2 * cores)}
         while running:
@@ -67,14 +66,7 @@ def over_cores(batches: Sequence[Batch], small: int = SMALL_BYTES) -> Generator[
 def _live_with_parent() -> None:
     """Run in a process of the pool: it stops when its parent says so, or is no more; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def over_cluster(batches: Sequence[Batch]) -> Generator[int, None, None]:

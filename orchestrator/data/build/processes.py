@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.data.build.shards import bounds, write_shard
+from orchestrator.data.children import Spawn, end_with_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,21 +40,8 @@ def in_order(
     if count == 1:
         yield from map(function, tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(count, mp_context=Spawn(), initializer=end_with_parent) as pool:
         yield from pool.map(function, tasks)
-
-
-def _end_with_parent() -> None:
-    """A worker waits for tasks forever where its parent was killed: it has the other end of the queue open itself."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def draw_shards(
