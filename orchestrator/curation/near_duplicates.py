@@ -25,7 +25,7 @@ AT_ONCE = 1 << 23
 
 
 class NearDuplicates(GroupedOperator):
-    """Drops images that look like another one's, a sample with a lower id."""
+    """Drops images that look like another one's, a sample with a lower id. Colours count only as shades of grey."""
 
     bits: Annotated[int, Field(ge=0, le=15)] = 4
     """Bits of 64 in which near duplicates differ, at most. Drawings on white have much in common: 2 or 3 there."""

@@ -62,7 +62,7 @@ class Assembly:
         steps = [
             {
                 "operator": name,
-                "options": operator.model_dump(mode="json"),
+                "options": operator.model_dump(mode="json", exclude_defaults=True),
                 "in": step.seen,
                 "kept": step.kept,
                 "dropped": dict(sorted(step.dropped.items())),
