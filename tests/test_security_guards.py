@@ -48,6 +48,7 @@ IMPORTS_BY_NAME = {
     "data/build/__init__.py": "the table of data sets that can be built",
     "engine/worker.py": "a job of our own engine, over Ray's authenticated connection",
     "models/artifact.py": "models of this package only",
+    "models/external.py": "the table of known Python packages with weights",
     "report/sections/__init__.py": "the table of a report's sections",
     "recipe/schema.py": "the tables of kinds, methods, operators and tasks",
     "stages/evaluate/run.py": "the table of tasks",

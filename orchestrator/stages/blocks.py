@@ -8,8 +8,8 @@ cluster) is the engine's business, and the parts that are there are not made aga
 
 from __future__ import annotations
 
+import json
 import logging
-import pickle
 import queue
 import sys
 import threading
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator import errors
 from orchestrator.errors import OrchError
 from orchestrator.io.environment import Environment
 from orchestrator.io.redact import redact_error
@@ -138,7 +139,7 @@ def _read(
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         )
         for row in answers.iter_rows():
-            found.put(pickle.loads(row["error"]) if row["error"] else row["block"])
+            found.put(_raised(row["error"]) if row["error"] else row["block"])
             if over.is_set():
                 break
         found.put(None)
@@ -156,6 +157,22 @@ def _explained(error: Exception) -> Exception:
     return error
 
 
+def _told(error: Exception) -> str:
+    """An error as text: of one meant for people the class and what it says, of any other what Python says of it."""
+    if isinstance(error, OrchError):
+        return json.dumps([type(error).__name__, error.message, error.remedy])
+    return json.dumps(["", f"{type(error).__name__}: {error}", ""])
+
+
+def _raised(told: str) -> Exception:
+    """The error that `_told` told of."""
+    name, message, remedy = json.loads(told)
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, OrchError):
+        return kind(message, remedy)
+    return RuntimeError(message)
+
+
 class _Worker:
     """One process of Ray Data's actor pool."""
 
@@ -168,11 +185,11 @@ class _Worker:
         """Do one block. What it raises travels as a value, or Ray Data would do the block again; also what opening
         raises, which it would wrap so that nobody finds it.
         """
-        block, error = int(batch["block"][0]), b""
+        block, error = int(batch["block"][0]), ""
         try:
             self._parts.put(self._name, block, self._opened()(block))
         except Exception as raised:
-            error = pickle.dumps(redact_error(raised))
+            error = _told(redact_error(raised))
         return {"block": [block], "error": [error]}
 
     def _opened(self) -> Work:

@@ -148,5 +148,5 @@ def test_features_of_an_embed_stage_that_do_not_fit_are_an_error_and_not_a_dead_
     from orchestrator.data.embeddings import Array
 
     with pytest.raises(OSError, match="No space left") as full:
-        Array(disk.path, "image", 10_000, 512, "fp32")
+        Array(disk.path, "image", (10_000, 1, 512), np.dtype("<f4"))
     assert full.value.errno == errno.ENOSPC

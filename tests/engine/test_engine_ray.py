@@ -187,7 +187,12 @@ def test_what_every_machine_sees_is_indexed_by_tasks_that_get_our_credentials(lo
     assert out.returncode == 0, out.stderr
     expected = source.prepare(f"{by}{pool}", Store.open(str(tmp_path / "store")))
     assert out.stdout.splitlines()[-1] == expected
-    rows = dashboard(local_cluster, "/api/v0/tasks?detail=1&limit=10000")["data"]["result"]["result"]
-    names = [row["name"] for row in rows if row["state"] == "FINISHED"]
-    assert names.count("index shards") >= (2 if by else 10)
+    rows = []
+
+    def seen() -> bool:  # Ray tells its dashboard of finished tasks a little later
+        rows[:] = dashboard(local_cluster, "/api/v0/tasks?detail=1&limit=10000")["data"]["result"]["result"]
+        names = [row["name"] for row in rows if row["state"] == "FINISHED"]
+        return names.count("index shards") >= (2 if by else 10)
+
+    wait(seen, timeout_s=30)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(rows)
