@@ -49,9 +49,9 @@ FORMAT = 2
 SELECTION = "selection.npy"
 BLOCK_ROWS = 8192
 """Rows that are curated together, at most: those of a shard, where it is not larger."""
-NEAR = 4 * ROW_GROUP
+NEAR = ROW_GROUP
 """Rows that lie within so many are read by row groups."""
-KEPT_GROUPS = 32
+KEPT_GROUPS = 16
 """Row groups of columns that stay in memory."""
 IDENTITY = np.dtype([("high", ">u8"), ("low", ">u8")])
 """128 bits as two numbers, in the order of the hex digits: what DataComp's selection files hold, too."""

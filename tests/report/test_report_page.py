@@ -119,7 +119,7 @@ def test_it_shows_stages_results_curves_samples_drops_and_lineage(lab):
         "Dashed: resumed from a checkpoint.",
         "Dotted: a phase begins.",
         "clean: 9 of 12 samples kept",
-        "3 min_size: shorter side under 32 px",
+        "3 shorter side under 32 px",
         "75.0% of 12",
         "min_size: shorter side under 32 px",
         "thing 3",
@@ -134,7 +134,7 @@ def test_it_shows_stages_results_curves_samples_drops_and_lineage(lab):
         "name: lab",
     ):
         assert fact in read.text, fact
-    assert read.count("img") == 12 + 3
+    assert read.count("img") == 12 + 9 + 3
     assert read.count("circle", class_="done") == 7
 
 

@@ -19,7 +19,7 @@ from orchestrator.stages.blocks import Pass
 from orchestrator.stages.curate.passes import Curation, load_arrays, save_arrays
 from orchestrator.stages.curate.state import to_arrow
 
-BUCKET_ROWS = 1 << 18
+BUCKET_ROWS = 1 << 16
 """Samples of a bucket, about."""
 MAX_BUCKETS = 512
 """Files open at once."""
