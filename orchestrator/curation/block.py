@@ -41,10 +41,6 @@ class Block:
         """Ids [n] as pairs of numbers (data/dataset.py `IDENTITY`)."""
         return self.data.column("uid")
 
-    def has(self, name: str) -> bool:
-        """Whether there is such a column."""
-        return name in self.made or name in self.data.columns
-
     def column(self, name: str) -> np.ndarray:
         """A column [n], of objects where values are lists; UserError naming those there are if it is not one."""
         if name == "caption":

@@ -16,9 +16,6 @@ from typing import Any
 from orchestrator.data.captions import UNKNOWN
 from orchestrator.data.dataset import Caption
 
-NAME_BYTES = 100
-"""Longest member name that a plain header holds."""
-
 
 class Tar:
     """A shard in memory, member by member."""
@@ -43,11 +40,21 @@ class Tar:
 
 
 def described(uid: str, captions: Sequence[Caption], facts: Mapping[str, Any]) -> bytes:
-    """A sample's `json`: its uid, captions by slot, and whatever else is known of it that is not null."""
-    slots: dict[str, str] = {}
-    for caption in captions[1:]:
-        slots.setdefault(caption.slot, caption.text)
+    """A sample's `json`: its uid, its further captions, and whatever else is known of it that is not null.
+
+    Captions in the primary one's language stand by slot, all others by language and slot there (of several in one slot
+    the first, of originals all).
+    """
+    primary, *others = captions
+    own: dict[str, Any] = {}
+    foreign: dict[str, dict[str, Any]] = {}
+    for caption in others:
+        if caption.slot != "original":
+            slots = own if caption.lang == primary.lang else foreign.setdefault(caption.lang, {})
+            slots.setdefault(caption.slot, caption.text)
+        elif caption.lang != UNKNOWN:
+            foreign.setdefault(caption.lang, {}).setdefault("original", []).append(caption.text)
     known = {name: value for name, value in facts.items() if value is not None}
-    lang = {} if captions[0].lang == UNKNOWN else {"lang": captions[0].lang}
-    record = {"uid": uid, **lang, **({"captions": slots} if slots else {}), **known}
+    lang = {} if primary.lang == UNKNOWN else {"lang": primary.lang}
+    record = {"uid": uid, **lang, **({"captions": own | foreign} if own or foreign else {}), **known}
     return json.dumps(record, ensure_ascii=False, sort_keys=True, default=str).encode()

@@ -22,7 +22,8 @@ from orchestrator.stages.materialize.config import MaterializeStage
 
 
 def facts(number):
-    return {"concept": f"thing {number}", "style": "flat", "captions": {"keywords": f"k{number}"}, "lang": "en"}
+    captions = {"keywords": f"k{number}", "de": [f"Ding {number}", f"Sache {number}"], "uk": {"keywords": "річ"}}
+    return {"concept": f"thing {number}", "style": "flat", "captions": captions, "lang": "en"}
 
 
 @pytest.fixture
@@ -65,6 +66,7 @@ def test_materialized_shards_stand_for_themselves_when_indexed_again(tmp_path, p
     stage = DatasetStage.model_validate({"source": str(folder), "split": {"ood_style": None}})
     again = Dataset.open(run_stage(store, stage, tmp_path, "dataset", "d" * 64)[0])
     assert again.read(range(12)) == Dataset.open(made).read(range(12))
+    assert {caption.lang for caption in again.captions([0])[0]} == {"en", "de", "uk"}
     assert again.column("concept").tolist() == Dataset.open(made).column("concept").tolist()
 
 
