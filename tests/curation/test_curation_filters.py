@@ -19,6 +19,7 @@ from pydantic import ValidationError
 sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
 from data_shards import image, open_store, run_stage, write_shard
 
+from orchestrator.curation.kmeans import nearest
 from orchestrator.curation.near_duplicates import near_earlier, pieces
 from orchestrator.curation.perceptual_hash import FLAT, distances, perceptual_hash
 from orchestrator.curation.rank import at_rank
@@ -303,6 +304,21 @@ def test_semdedup_keeps_what_the_official_code_keeps():
         assert sorted(kept) == sorted(np.asarray(expected[key]).tolist()), key
 
 
+def test_far_from_the_centre_comes_first_as_in_the_official_code_where_centres_have_any_length():
+    given, expected = (case("semdedup_sort_nonspherical")[part] for part in ("inputs", "expected"))
+    points, centres, labels = (given[name] for name in ("embeddings", "centroids", "cluster_label"))
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    order = []
+    for cluster, centre in enumerate(centres):
+        members = np.flatnonzero(labels == cluster)
+        _, squares = nearest(unit[members], centre[None])  # of one cluster, in the same order as 1 - cosine
+        order += members[np.argsort(-np.sqrt(squares), kind="stable")].tolist()
+    assert order == np.asarray(expected["order_by_cluster"]).tolist()
+    directions = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+    _, squares = zip(*(nearest(unit[[row]], directions[[labels[row]]]) for row in order))  # as `spherical` tells it
+    assert np.concatenate(squares) / 2 == pytest.approx(expected["distance_to_centroid_in_that_order"], abs=1e-6)
+
+
 def test_more_goes_with_a_larger_eps_and_pieces_do_not_matter(monkeypatch):
     random = np.random.default_rng(0)
     unit = random.normal(size=(300, 4)).astype(np.float32)
@@ -331,3 +347,15 @@ def test_datacomps_basic_filter_is_a_recipe_of_ours(tmp_path):
     kept = expected["kept"]
     spelt = [k if isinstance(k, str) else f"{int(k[0]):016x}{int(k[1]):016x}" for k in kept]
     assert sorted(opened.column("source_uid").tolist()) == sorted(spelt)
+
+
+def test_the_weaker_caption_filter_of_datacomps_image_based_one_is_a_recipe_of_ours(tmp_path):
+    given, expected = (case("datacomp_caption_filter")[part] for part in ("inputs", "expected"))
+    languages = ["en" if english else "xx" for english in given["is_english"]]
+    samples = [
+        (str(text) or " x", None, {"uid": f"{place:032x}", "lang": lang})
+        for place, (text, lang) in enumerate(zip(given["text"], languages))
+    ]
+    steps = [{"language": {"by": "data"}}, {"text_length": {"min_words": 2, "min_characters": 6}}]
+    _, _, opened = curated(tmp_path, samples, steps)
+    assert sorted(opened.column("source_uid").tolist()) == [f"{n:032x}" for n in np.flatnonzero(expected["mask"])]

@@ -66,6 +66,17 @@ def test_published_layouts_are_indexed_as_they_come(tmp_path, members, facts, by
     assert facts.items() <= row.items()
 
 
+def test_the_keys_that_img2dataset_gives_are_kept_digit_by_digit(tmp_path):
+    cases = json.loads((Path(__file__).parent.parent / "reference" / "tldr" / "cases.json").read_text())["cases"]
+    (case,) = (c for c in cases if c["name"] == "img2dataset_key")
+    numbers, keys = case["inputs"]["args"]["value"], case["expected"]["keys"]["value"]
+    for (_, shard, _, width), key in zip(numbers, keys):
+        name = f"{shard:0{width}d}.tar"
+        write_shard(tmp_path / name, pair(key, "jpg", "a cat"))
+        (row,) = index_shard(Storage.open(str(tmp_path)), name).to_pylist()
+        assert row["key"] == key
+
+
 LANGUAGES = {
     "lang": ({"lang": "de"}, [("original", "de", "a cat")]),
     "language": ({"language": "pt_BR"}, [("original", "pt-BR", "a cat")]),
