@@ -55,7 +55,8 @@ def test_clip_art_is_as_dirty_as_it_was_uploaded(tmp_path: Path) -> None:
 @DEBIAN
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("name", "samples", "languages", "pairs"), [("tuxpaint", 950, 78, 62_340), ("wesnoth", 517, 48, 7427)]
+    ("name", "samples", "languages", "pairs"),
+    [("tuxpaint", 950, 78, 62_340), ("wesnoth", 517, 48, 7427), ("gcompris", 359, 45, 8787)],
 )
 def test_sets_with_human_captions_have_their_languages(
     name: str, samples: int, languages: int, pairs: int, tmp_path: Path

@@ -28,6 +28,7 @@ BUILDERS: dict[str, str] = {
     "emoji": "orchestrator.data.build.emoji:EMOJI",
     "emoji-all": "orchestrator.data.build.emoji:EMOJI_ALL",
     "fashion-mnist": "orchestrator.data.build.fashion_mnist:FASHION_MNIST",
+    "gcompris": "orchestrator.data.build.gcompris:GCOMPRIS",
     "iconify": "orchestrator.data.build.iconify:ICONIFY",
     "openclipart": "orchestrator.data.build.openclipart:OPENCLIPART",
     "tuxpaint": "orchestrator.data.build.tuxpaint:TUXPAINT",

@@ -10,6 +10,7 @@ from orchestrator.data.build.archives import Archive
 
 _CC = "https://creativecommons.org/licenses"
 LINKED = {
+    "CC-BY-2.0": f"{_CC}/by/2.0/legalcode",
     "CC-BY-3.0": f"{_CC}/by/3.0/legalcode",
     "CC-BY-4.0": f"{_CC}/by/4.0/legalcode",
     "CC-BY-NC-4.0": f"{_CC}/by-nc/4.0/legalcode",
@@ -21,6 +22,7 @@ LINKED = {
     "GPL-2.0-only": "https://www.gnu.org/licenses/gpl-2.0.txt",
     "GPL-2.0-or-later": "https://www.gnu.org/licenses/gpl-2.0.txt",
     "GPL-3.0": "https://www.gnu.org/licenses/gpl-3.0.txt",
+    "GPL-3.0-only": "https://www.gnu.org/licenses/gpl-3.0.txt",
     "GPL-3.0-or-later": "https://www.gnu.org/licenses/gpl-3.0.txt",
     "MPL-2.0": "https://www.mozilla.org/MPL/2.0",
     "OFL-1.1": "https://openfontlicense.org/open-font-license-official-text",
