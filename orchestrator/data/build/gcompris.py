@@ -19,7 +19,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,23 @@ LICENCES = {
     "public domain": "CC-PDDC",
 }
 """Licences of single pictures as the package spells them -> SPDX."""
+PROGRAM = Work(
+    "gcompris-qt-data",
+    "GPL-3.0-or-later",
+    "2000-2023 by Bruno Coudoin and the GCompris developers <gcompris-devel@kde.org>",
+    "https://gcompris.net",
+)
+"""Texts, and pictures of which nothing else is said."""
+WORDS = Work("lang/resource/words_sample", "CC-BY-SA-3.0", "Arts4Apps project", "http://www.art4apps.org")
 ARCHIVE = Archive(
     "debian",
     "gcompris-qt-data",
     "3.1-2",
     "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
-    "GPL-3.0-or-later",
-    "2000-2023 by Bruno Coudoin and the GCompris developers <gcompris-devel@kde.org>",
-    "https://gcompris.net",
+    " AND ".join(sorted({*LICENCES.values(), WORDS.licence, PROGRAM.licence})),
+    PROGRAM.author,
+    PROGRAM.url,
 )
-WORDS = Work("lang/resource/words_sample", "CC-BY-SA-3.0", "Arts4Apps project", "http://www.art4apps.org")
 ROOT = "/gcompris/src/activities/"
 EXPLORED = ("explore_farm_animals", "explore_monuments", "explore_world_animals", "explore_world_music")
 NO_THINGS = ("alphabets", "numbers")
@@ -84,7 +91,7 @@ class Picture:
     path: str
     image: bytes
     texts: dict[str, dict[str, str]]
-    work: Archive | Work = field(default=ARCHIVE)
+    work: Work = PROGRAM
 
 
 def unquoted(text: str) -> str:
@@ -113,7 +120,7 @@ def works(files: Mapping[str, bytes]) -> dict[str, Work]:
                 if author and spdx:
                     title = f"{folder.removeprefix(ROOT)}/{file}"
                     by = " and ".join(line.strip() for line in author[1].splitlines()).replace("Copyright ", "")
-                    found[f"{folder}/{file}"] = Work(title, spdx, by, url[0] if url else ARCHIVE.url)
+                    found[f"{folder}/{file}"] = Work(title, spdx, by, url[0] if url else PROGRAM.url)
     return found
 
 
@@ -152,7 +159,7 @@ def explored(activity: str, files: Mapping[str, bytes], say: Say) -> Iterator[Pi
             if file in files and "text" in known:
                 texts = say(original=known["text"], short=known["title"])
                 category = activity.removeprefix("explore_").removeprefix("world_").replace("_", " ")
-                yield Picture("explored", category, file, files[file], texts, by.get(file, ARCHIVE))
+                yield Picture("explored", category, file, files[file], texts, by.get(file, PROGRAM))
 
 
 def views(files: Mapping[str, bytes], say: Say) -> Iterator[Picture]:
@@ -165,7 +172,7 @@ def views(files: Mapping[str, bytes], say: Say) -> Iterator[Picture]:
         line, whole = _INSTRUCTION.search(board), _WHOLE.search(board)
         file = f"{ROOT}details/resource/{whole[1]}" if whole else ""
         if line and file in files:
-            yield Picture("views", "details", file, files[file], say(original=line[1]), by.get(file, ARCHIVE))
+            yield Picture("views", "details", file, files[file], say(original=line[1]), by.get(file, PROGRAM))
 
 
 def words(files: Mapping[str, bytes]) -> Iterator[Picture]:
@@ -195,7 +202,7 @@ def things(files: Mapping[str, bytes]) -> Iterator[Picture]:
         category, _, name = file.removeprefix(root).partition("/")
         if file.startswith(root) and file.endswith(".webp") and category not in NO_THINGS:
             texts = {"en": {"original": name_of(name.removesuffix(".webp"))}}
-            yield Picture("things", category, file, image, texts, by.get(file, ARCHIVE))
+            yield Picture("things", category, file, image, texts, by.get(file, PROGRAM))
 
 
 def pictures(program: Path) -> Iterator[Picture]:
@@ -218,7 +225,7 @@ def write(folder: Path, files: Mapping[str, Path], say: Callable[[str], None]) -
     found = {picture.path: picture for picture in pictures(program)}
     say(f"gcompris: {len(found)} pictures")
     shards = write_shards(folder, "gcompris", map(sample, (found[p] for p in shuffled(found, SEED))), len(found), 1000)
-    used = {str(picture.work): picture.work for picture in found.values()} | {str(ARCHIVE): ARCHIVE}
+    used = {work.title: work for work in (PROGRAM, *(picture.work for picture in found.values()))}
     changes = "pictures and texts chosen, others left out."
     (folder / "NOTICE").write_text(notice("gcompris", used.values(), changes), encoding="utf-8")
     languages = Counter(language for picture in found.values() for language in picture.texts)
@@ -254,7 +261,7 @@ def sample(picture: Picture) -> dict[str, bytes]:
 GCOMPRIS = Builder(
     name="gcompris",
     description="Photographs with a paragraph about each, views with a line, things and words by name, translated.",
-    licence=" AND ".join(sorted({*LICENCES.values(), "CC-BY-SA-3.0", ARCHIVE.licence})),
+    licence=ARCHIVE.licence,
     archives={"program": ARCHIVE},
     write=write,
 )
