@@ -1,15 +1,16 @@
 """Does TL;DR's quarter of the data train as well as all of them, and better than a random quarter?
 
-    python -m benchmarks.tldr_study --data '/data/iconify/iconify-{00000..00023}.tar' --study clip --json clip.json
+    python -m benchmarks.tldr_study --data /data/iconify --study clip --json clip.json
     python -m benchmarks.tldr_study --data ... --study tinyclip --json tinyclip.json
 
-Three arms, three seeds each: `all` the training data, a `random` quarter, and TL;DR's quarter (a share of each cluster
-of code histograms, and the captioner's caption behind the original). A seed decides the quarters, the initial weights
-and the order. Compared at equal samples seen; the two quarters also at equal epochs, as the paper does, with a quarter
-of the samples. Everybody is judged on the same held-out drawings: zero-shot classification among the names of all
-concepts that are trained on, and retrieval. `clip` trains CLIPs; `tinyclip` distils students from one teacher that saw
-all the data. Captioner (its image tower starts from a CLIP's), codes, captions and the teacher are made once and not
-counted; what they took is printed.
+Four arms, three seeds each: `all` the training data, a `random` quarter, TL;DR's quarter (`tldr`: a share of each
+cluster of code histograms, and the captioner's caption behind the original), and the same quarter with its original
+captions alone (`clusters`), which tells the two halves of the method apart. A seed decides the quarters, the initial
+weights and the order. Compared at equal samples seen; the quarters also at equal epochs, as the paper does, with a
+quarter of the samples. Everybody is judged on the same held-out drawings: zero-shot classification among the names of
+all concepts that are trained on, and retrieval. `clip` trains CLIPs; `tinyclip` distils students from one teacher that
+saw all the data. Captioner (its image tower starts from a CLIP's), codes, captions and the teacher are made once and
+not counted; what they took is printed.
 
 All runs are stages of one recipe, which is written into the work folder: submitting again goes on.
 """
@@ -24,32 +25,70 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
+import orchestrator
 from benchmarks.rounds import machine, write
+from orchestrator.data import source
+from orchestrator.store.artifacts import Store
+from orchestrator.store.events import EventReader, curves
 
-ARMS = ("all", "random", "tldr")
+ARMS = ("all", "random", "clusters", "tldr")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95% interval of the mean of so many values."""
 FIGURES = ("zeroshot.id.top1", "zeroshot.id.top5", "retrieval.id.text_to_image.r1", "retrieval.id.image_to_text.r1")
 
 
-def recipe(options: argparse.Namespace) -> dict[str, Any]:
-    """The study as a recipe."""
+def count_drawings(options: argparse.Namespace, store: Store) -> Path:
+    """A table of each sample's key and how many samples are of its concept."""
+    place = indexed(options.data, store)
+    key, concept = (
+        pq.read_table(store.storage.local(f"{place}/{group}.parquet"))[name]
+        for group, name in (("source", "key"), ("labels", "concept"))
+    )
+    samples = pa.table({"key": key, "concept": concept})
+    counts = samples.group_by("concept").aggregate([("key", "count")])
+    path = options.work.resolve() / "drawings.parquet"
+    drawn = samples.join(counts, "concept").select(["key", "key_count"]).rename_columns(["key", "drawings"])
+    pq.write_table(drawn.sort_by("key"), path)
+    return path
+
+
+def indexed(data: str, store: Store) -> str:
+    """Where the store has the index of some shards."""
+    source.prepare(data, store)
+    found = source.known(data, store)
+    assert found is not None
+    return found.place
+
+
+def recipe(options: argparse.Namespace, drawn: Path) -> dict[str, Any]:
+    """The study as a recipe; `drawn` is the table of `count_drawings`."""
     seeds = range(options.seeds)
     captions = {"join": ["original", "generated"]}
     stages: dict[str, Any] = {
         "pairs": {
             "kind": "dataset",
             "source": options.data,
-            "split": {"ood_style": None, "unseen": 0.02, "held": options.held},
+            "split": {"ood_style": None, "unseen": 0.0, "held": options.held},
         },
-        "clean": {"kind": "curate", "data": "pairs", "split": "train", "steps": ["dedup"], "resources": {"cpus": 2}},
+        "common": {
+            "kind": "curate",
+            "data": "pairs",
+            "steps": [
+                {"join": {"file": str(drawn), "by": "key", "take": ["drawings"]}},
+                {"threshold": {"column": "drawings", "min": options.least}},
+            ],
+            "resources": {"cpus": 2},
+        },
+        "clean": {"kind": "curate", "data": "common", "split": "train", "steps": ["dedup"], "resources": {"cpus": 2}},
         "eyes": {
             "kind": "pretrain",
             "data": "clean",
             "model": "captioner-64x4",
-            "samples": options.captioner_samples,
+            "samples": options.eyes_samples,
             "resources": {"cpus": 2},
         },
         "captioner": {
@@ -102,7 +141,7 @@ def recipe(options: argparse.Namespace) -> dict[str, Any]:
             for equal, samples in (("samples", options.samples), ("epochs", round(options.samples * options.share))):
                 if arm == "all" and equal == "epochs":
                     continue
-                data = "clean" if arm == "all" else f"{arm}-{seed}"
+                data = {"all": "clean", "random": f"random-{seed}"}.get(arm, f"tldr-{seed}")
                 stage = training(data, seed, samples, options) | teacher
                 if arm == "tldr":
                     stage["captions"] = captions
@@ -139,10 +178,8 @@ def training(data: str, seed: int, samples: int, options: argparse.Namespace) ->
     }
 
 
-def curve(store: Any, fingerprint: str, metric: str) -> list[tuple[int, float]]:
+def curve(store: Store, fingerprint: str, metric: str) -> list[tuple[int, float]]:
     """A training's validation figures by samples seen."""
-    from orchestrator.store.events import EventReader, curves
-
     return curves(EventReader(store.storage, fingerprint).poll()).get(metric, [])
 
 
@@ -175,9 +212,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=160_000, help="samples seen in a training")
     parser.add_argument("--share", type=float, default=0.25)
-    parser.add_argument("--held", type=float, default=0.1, help="share of the concepts with a held-out drawing")
+    parser.add_argument("--held", type=float, default=0.99, help="share of the concepts with a held-out drawing")
+    parser.add_argument("--least", type=int, default=24, help="drawings of a concept in the data, for it to take part")
     parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--captioner-samples", type=int, default=200_000)
+    parser.add_argument("--eyes-samples", type=int, default=200_000, help="of the CLIP the captioner starts from")
+    parser.add_argument("--captioner-samples", type=int, default=600_000)
     parser.add_argument("--teacher-samples", type=int, default=320_000)
     parser.add_argument("--looks", type=int, default=10, help="validations of a training")
     parser.add_argument("--judged", type=int, default=5000, help="held-out samples of the final figures")
@@ -186,12 +225,14 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     path = options.work / f"{options.study}.yaml"
-    path.write_text(yaml.safe_dump(recipe(options), sort_keys=False))
-
-    import orchestrator
+    place = str(options.work / "store")
+    drawn = count_drawings(options, Store.open(place))
+    path.write_text(yaml.safe_dump(recipe(options, drawn), sort_keys=False))
 
     started = time.time()
-    result = orchestrator.submit(str(path), store=str(options.work / "store"))
+    result = orchestrator.submit(str(path), store=place)
+    if not result.ok:
+        raise SystemExit("the study was stopped; the same command goes on")
     report = figures(result, options) | {
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
@@ -202,8 +243,6 @@ def main() -> None:
 
 def figures(result: Any, options: argparse.Namespace) -> dict[str, Any]:
     """What came of it, printed and as JSON values."""
-    from orchestrator.store.artifacts import Store
-
     store, made = Store.open(result.store), result.manifests
     seeds = range(options.seeds)
     sizes = {name: made[name].metrics["samples_train"] for name in ("clean", "random-0", "tldr-0")}
@@ -226,13 +265,8 @@ def figures(result: Any, options: argparse.Namespace) -> dict[str, Any]:
         f"{sizes['tldr-0']:,.0f}; {options.seeds} seeds; mean and 95% interval over seeds"
     )
     table: dict[str, Any] = {}
-    for arm, equal in (
-        ("all", "samples"),
-        ("random", "samples"),
-        ("tldr", "samples"),
-        ("random", "epochs"),
-        ("tldr", "epochs"),
-    ):
+    rows = [(arm, "samples") for arm in ARMS] + [(arm, "epochs") for arm in ARMS[1:]]
+    for arm, equal in rows:
         mine = [runs[f"{arm}-{equal}-{seed}"] for seed in seeds]
         row: dict[str, Any] = {f: interval([run["figures"][f] for run in mine]) for f in FIGURES}
         reached = [reaches(run["curve"], goal) for run in mine]
@@ -242,7 +276,7 @@ def figures(result: Any, options: argparse.Namespace) -> dict[str, Any]:
         row["seconds of the training"] = [run["train_s"] for run in mine]
         table[f"{arm}, equal {equal}"] = row
         print(
-            f"  {arm:<7} equal {equal:<8}",
+            f"  {arm:<8} equal {equal:<8}",
             "  ".join(f"{f.split('.', 1)[0][:4]} {f.rpartition('.')[2]} {row[f]}" for f in FIGURES),
         )
         print(
