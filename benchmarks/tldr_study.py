@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import statistics
 import sys
 import time
@@ -39,6 +40,12 @@ ARMS = ("all", "random", "clusters", "tldr")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95% interval of the mean of so many values."""
 FIGURES = ("zeroshot.id.top1", "zeroshot.id.top5", "retrieval.id.text_to_image.r1", "retrieval.id.image_to_text.r1")
+
+
+def command(arguments: list[str]) -> str:
+    """The command as others would give it: without this machine's folders."""
+    names = [Path(one).name if one.startswith("/") else one for one in arguments]
+    return shlex.join(["python", "-m", "benchmarks.tldr_study", *names])
 
 
 def count_drawings(options: argparse.Namespace, store: Store) -> Path:
@@ -234,7 +241,7 @@ def main() -> None:
     if not result.ok:
         raise SystemExit("the study was stopped; the same command goes on")
     report = figures(result, options) | {
-        "command": " ".join(sys.argv),
+        "command": command(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "machine": machine(1),
     }
