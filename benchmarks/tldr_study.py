@@ -9,8 +9,8 @@ captions alone (`clusters`), which tells the two halves of the method apart. A s
 weights and the order. Compared at equal samples seen; the quarters also at equal epochs, as the paper does, with a
 quarter of the samples. Everybody is judged on the same held-out drawings: zero-shot classification among the names of
 all concepts that are trained on, and retrieval. `clip` trains CLIPs; `tinyclip` distils students from one teacher that
-saw all the data. Captioner (its image tower starts from a CLIP's), codes, captions and the teacher are made once and
-not counted; what they took is printed.
+saw all the data, and whose weights they inherit. Captioner (its image tower starts from a CLIP's), codes, captions and
+the teacher are made once and not counted; what they took is printed.
 
 All runs are stages of one recipe, which is written into the work folder: submitting again goes on.
 """
@@ -135,7 +135,7 @@ def recipe(options: argparse.Namespace, drawn: Path) -> dict[str, Any]:
             "method": "clip",
             "resources": {"cpus": 2},
         }
-        teacher = {"kind": "distill", "method": "tinyclip", "teacher": "teacher"}
+        teacher = {"kind": "distill", "method": "tinyclip", "teacher": "teacher", "init": {"from": "teacher"}}
     for seed in seeds:
         sample = {"share": options.share, "seed": seed}
         stages[f"random-{seed}"] = {"kind": "curate", "data": "clean", "split": "train", "steps": [{"sample": sample}]}
